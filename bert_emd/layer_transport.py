@@ -1,0 +1,192 @@
+"""The earth mover's distance between layers, and the cost attention that weighs them: the heart of BERT-EMD.
+
+For M student and N teacher layers with a cost matrix C (how far student layer i is from teacher layer j), the flow
+
+    F = argmin Σ_ij F_ij C_ij   with   Σ_j F_ij = w^S_i,   Σ_i F_ij = w^T_j,   F ≥ 0
+
+moves the student layers' weights w^S onto the teacher layers' weights w^T at the least cost (paper, section 3.2), and
+Σ F C is the loss. After each step the *cost attention* gives layers that were cheap to match more weight (section 3.3).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import ot
+import pyemd
+import torch
+from torch import nn
+
+# A layer always keeps this much weight. It stands for the limit of a vanishing weight: the unit cost of a layer without
+# mass would be 0/0, and of a layer with this mass it is what that limit is. The flow's marginals move by less than 1e-11.
+MIN_WEIGHT = 1e-12
+
+
+def _solve_pyemd(student_weights: np.ndarray, teacher_weights: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    # pyemd wants one histogram pair over all M + N layers: the student's mass on the first M, the teacher's on the rest.
+    m, n = cost.shape
+    square = np.zeros((m + n, m + n))
+    square[:m, m:], square[m:, :m] = cost, cost.T
+    supply = np.concatenate([student_weights, np.zeros(n)])
+    demand = np.concatenate([np.zeros(m), teacher_weights])
+    _, flow = pyemd.emd_with_flow(supply, demand, square)
+    return np.asarray(flow)[:m, m:]
+
+
+def _solve_pot(student_weights: np.ndarray, teacher_weights: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    return ot.emd(student_weights, teacher_weights, cost)
+
+
+SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "pyemd": _solve_pyemd,
+    "pot": _solve_pot,
+}
+
+
+def solve_transport(
+    student_weights: np.ndarray, teacher_weights: np.ndarray, cost: np.ndarray, solver: str = "pyemd"
+) -> np.ndarray:
+    """The optimal flow F (M, N) for row sums `student_weights` (M,), column sums `teacher_weights` (N,), `cost` (M, N).
+
+    Both weight vectors sum to 1; costs are finite and not negative. Exact: a vertex of the transport polytope, with at
+    most M + N - 1 non-zeros. `solver`: "pyemd" or "pot", both network simplex in float64.
+    Raises ValueError for a cost that is not finite.
+    """
+    if not np.isfinite(cost).all():
+        raise ValueError("the cost matrix holds NaN or infinity")
+    # Solvers stop at an absolute tolerance, so costs are brought to the order of 1 first; the flow does not change.
+    scale = cost.max()
+    return SOLVERS[solver](student_weights, teacher_weights, cost / scale if scale > 0 else cost)
+
+
+def unit_costs(flow: np.ndarray, cost: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> tuple:
+    """What a unit of each layer's weight cost to move: Σ_j F_ij C_ij / w^S_i (M,) and Σ_i F_ij C_ij / w^T_j (N,)."""
+    moved = flow * cost
+    return moved.sum(axis=1) / weights[0], moved.sum(axis=0) / weights[1]
+
+
+def attend_to_costs(costs: np.ndarray, kind: str, temperature: float) -> np.ndarray:
+    """Layer weights from unit costs c (K,): cheap layers get more. The weights sum to 1.
+
+    With u_k = Σc / c_k, `kind` "normalize" is u / Σu and "softmax" (or the first softmax of "softmax2") is
+    softmax(u / temperature). Where a cost is 0 the formulas' limit counts: the layers that cost nothing share all the
+    weight equally. (The authors' code gives such a layer no weight, and NaN from the next step on.)
+    """
+    free = costs == 0
+    if free.any():
+        return free / free.sum()
+    # u is used up to a factor by "normalize": the smallest cost over each cost cannot overflow.
+    relative = costs.min() / costs
+    if kind == "normalize":
+        return relative / relative.sum()
+    return _softmax(relative * (costs.sum() / costs.min()) / temperature)
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(values - values.max())
+    return exponentials / exponentials.sum()
+
+
+@dataclass(frozen=True)
+class Transport:
+    """One step's result: losses are scalars with gradient, flows (M, N) float64; None for a branch that was off."""
+
+    attention_loss: torch.Tensor | None
+    hidden_loss: torch.Tensor | None
+    attention_flow: np.ndarray | None
+    hidden_flow: np.ndarray | None
+
+
+WEIGHT_UPDATES = ("normalize", "softmax", "softmax2", "none")
+
+
+class LayerTransport(nn.Module):
+    """The EMD losses of a step and, in training mode, the layer weights for the next (paper, equations 3 to 10).
+
+    weight_update: how the cost attention turns unit costs c, u_k = Σc / c_k, into weights:
+        "normalize"  w = u / Σu (the authors' code since August 2021; `temperature` has no effect)
+        "softmax"    w = softmax(u / temperature)
+        "softmax2"   softmax(u / temperature), then the merge, then a second softmax (their code of 2020)
+        "none"       weights stay uniform
+    temperature: T_emd.
+    merge_weights: attention and hidden states share one pair of weight vectors, the mean of both; with only one of
+        them in use, its own weights.
+    solver: "pyemd" or "pot".
+
+    The weights are buffers: they follow the module's state_dict, and nothing else is kept between steps. With several
+    processes the costs are averaged over all of them first, so that every process has the same flow and weights.
+    """
+
+    def __init__(
+        self,
+        student_layers: int,
+        teacher_layers: int,
+        weight_update: str = "normalize",
+        temperature: float = 1.0,
+        merge_weights: bool = True,
+        solver: str = "pyemd",
+    ):
+        super().__init__()
+        if student_layers < 1 or teacher_layers < 1:
+            raise ValueError(f"student_layers and teacher_layers must be positive, got {student_layers}, {teacher_layers}")
+        if weight_update not in WEIGHT_UPDATES:
+            raise ValueError(f"weight_update must be one of {WEIGHT_UPDATES}, got {weight_update!r}")
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.weight_update, self.temperature = weight_update, temperature
+        self.merge_weights, self.solver = merge_weights, solver
+        for branch in ("attention", "hidden"):
+            for side, layers in (("student", student_layers), ("teacher", teacher_layers)):
+                uniform = torch.full((layers,), 1 / layers, dtype=torch.float64)
+                self.register_buffer(f"{branch}_{side}_weights", uniform)
+
+    @property
+    def attention_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights for attention scores: (student (M,), teacher (N,)), float64."""
+        return self.attention_student_weights, self.attention_teacher_weights
+
+    @property
+    def hidden_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights for hidden states: (student (M,), teacher (N,)), float64."""
+        return self.hidden_student_weights, self.hidden_teacher_weights
+
+    def forward(self, attention: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Transport:
+        """Solve both transport problems; `attention`, `hidden`: cost matrices (M, N) with gradient, or None."""
+        costs = {name: cost for name, cost in (("attention", attention), ("hidden", hidden)) if cost is not None}
+        if not costs:
+            return Transport(None, None, None, None)
+        # One copy to the host for both.
+        on_host = mean_over_processes(torch.stack(list(costs.values())).detach().double()).cpu().numpy()
+        losses, flows, updates = {}, {}, {}
+        for (name, cost), matrix in zip(costs.items(), on_host, strict=True):
+            weights = tuple(vector.cpu().numpy() for vector in getattr(self, f"{name}_weights"))
+            flows[name] = solve_transport(*weights, matrix, self.solver)
+            losses[name] = (torch.as_tensor(flows[name], dtype=cost.dtype, device=cost.device) * cost).sum()
+            if self.training and self.weight_update != "none":
+                updates[name] = [
+                    attend_to_costs(costs, self.weight_update, self.temperature)
+                    for costs in unit_costs(flows[name], matrix, weights)
+                ]
+        self._set_weights(updates)
+        return Transport(losses.get("attention"), losses.get("hidden"), flows.get("attention"), flows.get("hidden"))
+
+    def _set_weights(self, updates: dict[str, list[np.ndarray]]) -> None:
+        if updates and self.merge_weights:
+            merged = [np.mean(vectors, axis=0) for vectors in zip(*updates.values(), strict=True)]
+            updates = dict.fromkeys(("attention", "hidden"), merged)
+        for name, vectors in updates.items():
+            for buffer, vector in zip(getattr(self, f"{name}_weights"), vectors, strict=True):
+                vector = _softmax(vector) if self.weight_update == "softmax2" else vector
+                vector = np.maximum(vector, MIN_WEIGHT)
+                buffer.copy_(torch.from_numpy(vector / vector.sum()))
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes of a distributed run; the tensor itself in a single process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values)
+    return values / torch.distributed.get_world_size()

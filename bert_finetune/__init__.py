@@ -1,0 +1,1 @@
+"""Tasks, data and a plain model: everything that needs no teacher."""

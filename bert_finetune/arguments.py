@@ -1,0 +1,125 @@
+"""The command line that both training scripts share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
+
+from bert_finetune.errors import InputError
+from bert_finetune.glue import Task, get_task
+
+
+@dataclass
+class TaskArguments:
+    """Which task, and where its files lie."""
+
+    task_name: str = HfArg(help="GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI (any case).")
+    data_dir: str = HfArg(
+        help="Folder of the task's official files (train.tsv, dev.tsv, ...), or the folder that holds one such folder "
+        "per task."
+    )
+    max_seq_length: int = HfArg(
+        default=128,
+        help="Longest input in tokens, special tokens included; the longer sentence of a pair is cut first.",
+    )
+    do_lower_case: bool | None = HfArg(
+        default=None,
+        metadata={"nargs": "?", "const": True},
+        help="Lower-case the text (False: do not); left out, the tokenizer's own setting counts.",
+    )
+
+    @property
+    def task(self) -> Task:
+        return get_task(self.task_name)
+
+    def file(self, name: str) -> Path:
+        """Where the task's file `name` lies: in `data_dir` or in its sub-folder for the task."""
+        nested = Path(self.data_dir) / self.task.name / name
+        return nested if nested.exists() else Path(self.data_dir) / name
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with this project's defaults, and the option names of the BERT-EMD scripts.
+
+    A run evaluates on the dev set and saves a checkpoint at the end of each epoch, or every `eval_steps` steps, and
+    ends with the checkpoint that was best by the task's GLUE metric.
+    """
+
+    per_device_train_batch_size: int = HfArg(
+        default=32, aliases=["--per_gpu_train_batch_size", "--train_batch_size"], help="Training batch per device."
+    )
+    per_device_eval_batch_size: int = HfArg(
+        default=64, aliases=["--per_gpu_eval_batch_size", "--eval_batch_size"], help="Evaluation batch per device."
+    )
+    warmup_steps: float = HfArg(
+        default=0.1,
+        aliases=["--warmup_proportion"],
+        help="Linear warm-up from 0 to the learning rate: a number of steps, or a share of all steps if below 1.",
+    )
+    eval_steps: float | None = HfArg(
+        default=None,
+        aliases=["--eval_step"],
+        help="Evaluate and save a checkpoint every so many steps, not at the end of each epoch.",
+    )
+    save_steps: float | None = HfArg(
+        default=None, help="Same as --eval_steps, which wins where both are given: every evaluation saves."
+    )
+    evaluate_during_training: bool = HfArg(
+        default=False, help="Evaluate and save every --save_steps steps (500 if not given)."
+    )
+    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: epoch, steps or no.")
+    save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: epoch, steps or no.")
+    save_total_limit: int | None = HfArg(
+        default=1, help="Checkpoints to keep in --output_dir beside the best one; the finished model lies beside them."
+    )
+    load_best_model_at_end: bool = HfArg(
+        default=True, help="End with the checkpoint that was best on the dev set, by the task's GLUE metric."
+    )
+    use_cpu: bool = HfArg(default=False, aliases=["--no_cuda"], help="Run on the CPU even where there is a GPU.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None,
+        metadata={"nargs": "?", "const": "last"},
+        help="Go on from this checkpoint folder; without a value, from the last complete one in --output_dir (from "
+        "the start where there is none).",
+    )
+    overwrite_output_dir: bool = HfArg(default=False, help="Replace the run that --output_dir already holds.")
+    report_to: str | None = HfArg(default="tensorboard", help="Where to log: tensorboard, wandb, ..., or none.")
+    logging_steps: float = HfArg(default=50, help="Log the losses every so many steps.")
+    # Both are this project's business: a NaN stops the run, and its datasets hold nothing but model inputs.
+    logging_nan_inf_filter: bool = HfArg(default=False, help="Leave NaN losses out of the log; here they end the run.")
+    remove_unused_columns: bool = HfArg(default=False, help="Drop data columns that the model does not take.")
+
+    def __post_init__(self):
+        if self.evaluate_during_training or self.eval_steps or self.save_steps:
+            self.eval_strategy = self.save_strategy = "steps"
+        self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
+        if "no" in (self.eval_strategy, self.save_strategy):
+            self.load_best_model_at_end = False
+        super().__post_init__()
+
+
+class Parser(HfArgumentParser):
+    """An argparse parser over dataclasses whose complaints are `InputError`s: one line, exit code 2.
+
+    Options must be written out: a prefix that happens to fit is an error.
+    """
+
+    def __init__(self, *dataclasses: type, description: str):
+        super().__init__(dataclasses, description=description, usage="%(prog)s [options]", allow_abbrev=False)
+
+    def error(self, message: str):
+        raise InputError(f"{message}; see --help")
+
+    def parse(self, argv: list[str] | None) -> tuple:
+        """The dataclasses, filled from `argv` (None: from the command line)."""
+        try:
+            *arguments, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+        except (ValueError, ImportError) as error:  # what TrainingArguments raises on values that do not go together
+            raise InputError(" ".join(str(error).split())) from None
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return tuple(arguments)

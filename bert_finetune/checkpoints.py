@@ -1,0 +1,143 @@
+"""Models in and out: loading with the task's classes in the task's order, saving without half-written files."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from bert_finetune.errors import InputError
+from bert_finetune.glue import Task
+
+
+def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
+    """The configuration of a model folder or hub name; `option` is named in the error when there is none."""
+    return _from_pretrained(AutoConfig, name_or_path, option)
+
+
+def load_tokenizer(name_or_path: str, option: str, do_lower_case: bool | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model; `do_lower_case` None leaves it as it was saved."""
+    kwargs = {} if do_lower_case is None else {"do_lower_case": do_lower_case}
+    return _from_pretrained(AutoTokenizer, name_or_path, option, **kwargs)
+
+
+def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool = False) -> PreTrainedModel:
+    """A sequence classifier with the task's classes, in the task's order and under the task's names.
+
+    A head whose class names are the task's in another order has its rows reordered, so that logit k always belongs to
+    `task.class_names[k]`. With `fine_tuned` (a teacher) the checkpoint must bring a head that fits the task; otherwise
+    a head that is missing or has another number of classes is made new, which is printed.
+    Raises InputError, naming `option`, for a model that cannot be loaded, or whose head does not fit.
+    """
+    config = load_config(name_or_path, option)
+    order = list(range(task.num_labels))
+    if fine_tuned:
+        order = _class_order(config, task, f"{option} {name_or_path}")
+    elif config.num_labels == task.num_labels and not task.is_regression:
+        order = _class_order(config, task, f"{option} {name_or_path}", refuse=False)
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing weights is given below, in one line
+    try:
+        model, info = _from_pretrained(
+            AutoModelForSequenceClassification,
+            name_or_path,
+            option,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=not fine_tuned,
+            dtype=torch.float32,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    fresh = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
+    if fresh and fine_tuned:
+        raise InputError(
+            f"{option} {name_or_path}: not a fine-tuned classifier, it has no weights for {', '.join(fresh)}; "
+            "fine-tune it first with bert_finetune/run_glue.py"
+        )
+    if fresh:
+        print(f"{name_or_path}: new weights for {', '.join(fresh)}")
+    else:
+        reorder_classes(model, order)
+    model.config.id2label = dict(enumerate(task.class_names or ["score"]))
+    model.config.label2id = {name: k for k, name in model.config.id2label.items()}
+    return model
+
+
+def reorder_classes(model: PreTrainedModel, order: list[int]) -> None:
+    """Reorder a classifier's classes in place: class k of the result is class `order[k]` of the model as it was."""
+    body = set(model.base_model.modules())
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module not in body and module.out_features == len(order)
+    ]
+    with torch.no_grad():
+        for parameter in heads[-1].parameters():
+            parameter.copy_(parameter[order].clone())
+
+
+def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save for `from_pretrained`, each file complete or not there: written aside, then renamed into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+    try:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        # The weights come last: a folder with weights has everything.
+        for file in sorted(aside.iterdir(), key=lambda file: "model" in file.name):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(aside)
+
+
+def _from_pretrained(loader, name_or_path: str, option: str, **kwargs):
+    try:
+        return loader.from_pretrained(name_or_path, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        # transformers' messages run over several paragraphs; their first line is the reason.
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{option} {name_or_path}: cannot be loaded: {reason}") from None
+
+
+def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:
+    """order[k]: where the model has the task's class k, found by name (LABEL_0, LABEL_1, ... count as unnamed)."""
+
+    def plain(name: str) -> str:
+        return str(name).lower().replace(" ", "_").replace("-", "_")
+
+    names = [config.id2label.get(k, f"LABEL_{k}") for k in range(config.num_labels)]
+    wanted = ", ".join(task.class_names) or "one regression score"
+    if config.num_labels != task.num_labels:
+        raise InputError(
+            f"{what}: its {config.num_labels} labels ({', '.join(map(str, names))}) do not fit {task.name} ({wanted})"
+        )
+    unnamed = all(name == f"LABEL_{k}" for k, name in enumerate(names))
+    if task.is_regression or unnamed:
+        if unnamed and task.num_labels > 2 and refuse:
+            print(f"{what}: its classes have no names; they are taken to be in the order {wanted}")
+        return list(range(task.num_labels))
+    spelling = {plain(name): k for k, pair in enumerate(task.labels.items()) for name in pair}
+    found = {spelling.get(plain(name)): position for position, name in enumerate(names)}
+    if set(found) == set(range(task.num_labels)):
+        return [found[k] for k in range(task.num_labels)]
+    if not refuse:
+        return list(range(task.num_labels))
+    raise InputError(
+        f"{what}: its labels ({', '.join(map(str, names))}) are not {task.name}'s ({wanted}); "
+        "if they mean the same, rename them in id2label of its config.json"
+    )

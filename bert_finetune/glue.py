@@ -1,0 +1,112 @@
+"""The GLUE tasks, one row of a table each: files, columns, labels, metric, submission name.
+
+Row counts, label sets and metrics follow the GLUE benchmark (Wang et al., 2019) and its official files. MNLI's classes
+stand in the order of the BERT-EMD authors' code (contradiction, entailment, neutral); models are matched by class name,
+never by position.
+"""
+
+from dataclasses import dataclass
+
+from bert_finetune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is particular to one task.
+
+    `columns`: names of the text column, or of both, as the header line has them; `headerless` names the columns of a
+    file that comes without one. `labels`: the label as the files write it -> the class name a model carries; empty for
+    regression.
+    `dev`, `test`: split name -> file name; the first dev split chooses the best checkpoint.
+    `metric`: the figure that GLUE (and the paper's table) reports, one of `bert_finetune.metrics.compute_metrics`'s.
+    `submission`: test split -> file name that the GLUE server expects.
+    `skips_short_rows`: a split whose official file is known to hold rows with too few fields; they are counted and
+    left out there. Anywhere else such a row is an error, and in a test file it is kept, so that predictions stay in
+    line with the file.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: dict[str, str]
+    metric: str
+    label_column: str = "label"
+    train: str = "train.tsv"
+    dev: dict[str, str] = None
+    test: dict[str, str] = None
+    submission: dict[str, str] = None
+    headerless: tuple[str, ...] = ()
+    skips_short_rows: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "dev", self.dev or {"dev": "dev.tsv"})
+        object.__setattr__(self, "test", self.test or {"test": "test.tsv"})
+        object.__setattr__(self, "submission", self.submission or {"test": f"{self.name}.tsv"})
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names in the order of the label ids; empty for regression."""
+        return list(self.labels.values())
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels) or 1
+
+    @property
+    def best_metric(self) -> str:
+        """The dev figure that chooses the best checkpoint, as the trainer names it."""
+        first_dev = next(iter(self.dev))
+        return f"eval_{first_dev}_{self.metric}" if len(self.dev) > 1 else f"eval_{self.metric}"
+
+
+_ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
+
+TASKS = {
+    task.name: task
+    for task in (
+        # CoLA's train and dev have no header line: column 0 is the source, 1 the label, 3 the sentence.
+        Task(
+            "CoLA",
+            ("sentence",),
+            {"0": "unacceptable", "1": "acceptable"},
+            "mcc",
+            headerless=("source", "label", "star", "sentence"),
+        ),
+        Task("SST-2", ("sentence",), {"0": "negative", "1": "positive"}, "accuracy"),
+        Task("MRPC", ("#1 String", "#2 String"), {"0": "not_equivalent", "1": "equivalent"}, "f1", "Quality"),
+        Task("STS-B", ("sentence1", "sentence2"), {}, "spearman", "score"),
+        Task(
+            "QQP",
+            ("question1", "question2"),
+            {"0": "not_duplicate", "1": "duplicate"},
+            "f1",
+            "is_duplicate",
+            skips_short_rows=("train", "dev"),
+        ),
+        Task(
+            "MNLI",
+            ("sentence1", "sentence2"),
+            {name: name for name in ("contradiction", "entailment", "neutral")},
+            "accuracy",
+            "gold_label",
+            dev={"matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
+            test={"matched": "test_matched.tsv", "mismatched": "test_mismatched.tsv"},
+            submission={"matched": "MNLI-m.tsv", "mismatched": "MNLI-mm.tsv"},
+        ),
+        Task("QNLI", ("question", "sentence"), _ENTAILMENT, "accuracy"),
+        Task("RTE", ("sentence1", "sentence2"), _ENTAILMENT, "accuracy"),
+        Task("WNLI", ("sentence1", "sentence2"), {"0": "not_entailment", "1": "entailment"}, "accuracy"),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`, in any case, with or without the dash (`sts-b`, `STSB`)."""
+    wanted = name.replace("-", "").lower()
+    for task in TASKS.values():
+        if task.name.replace("-", "").lower() == wanted:
+            return task
+    raise InputError(f"--task_name {name}: no such task; choose one of {', '.join(TASKS)}")

@@ -1,0 +1,46 @@
+"""GLUE's metrics, from scikit-learn and scipy."""
+
+import warnings
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from bert_finetune.glue import Task
+
+
+def predictions_from_logits(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Class ids (argmax of (n, classes) logits), or the regression values (n,)."""
+    logits = np.asarray(logits, dtype=np.float64)
+    return logits.reshape(-1) if task.is_regression else logits.argmax(axis=-1)
+
+
+def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's dev figures, each in -1..1 or 0..1.
+
+    Classification: `accuracy`, with `mcc` (Matthews' correlation) for CoLA and `f1` of class 1 for MRPC and QQP.
+    Regression: `pearson`, `spearman` and `corr`, their mean; a constant prediction has no correlation and counts as 0.
+    """
+    predictions = predictions_from_logits(task, logits)
+    if task.is_regression:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy warns of the constant prediction that is handled here
+            pearson, spearman = (
+                float(np.nan_to_num(correlation(predictions, labels).statistic))
+                for correlation in (pearsonr, spearmanr)
+            )
+        return {"pearson": pearson, "spearman": spearman, "corr": (pearson + spearman) / 2}
+    figures = {"accuracy": float(accuracy_score(labels, predictions))}
+    if task.metric == "mcc":
+        figures["mcc"] = float(matthews_corrcoef(labels, predictions))
+    if task.metric == "f1":
+        figures["f1"] = float(f1_score(labels, predictions, zero_division=0))
+    return figures
+
+
+def chance_level(task: Task, labels: np.ndarray) -> float:
+    """What `task.metric` gives for the best constant answer: the figure that a model which learnt nothing reaches."""
+    if task.is_regression or task.metric == "mcc":
+        return 0.0
+    constant = [np.eye(task.num_labels)[[k] * len(labels)] for k in range(task.num_labels)]
+    return max(compute_metrics(task, logits, labels)[task.metric] for logits in constant)

@@ -1,0 +1,26 @@
+"""Test-set predictions in the form the GLUE server takes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bert_finetune.glue import Task
+from bert_finetune.metrics import predictions_from_logits
+from bert_finetune.outputs import write_atomically
+
+
+def write_predictions(task: Task, split: str, logits: np.ndarray, folder: str | Path) -> Path:
+    """Write `index<TAB>prediction` rows, one for each row of the test file in its order, and return the file's path.
+
+    The prediction is the label as the task's files write it (a class name for MNLI, QNLI and RTE, 0 or 1 elsewhere);
+    for STS-B a score, kept within 0 and 5 as the server demands.
+    """
+    predictions = predictions_from_logits(task, logits)
+    if task.is_regression:
+        written = [f"{value:.3f}" for value in np.clip(predictions, 0, 5)]
+    else:
+        labels = list(task.labels)
+        written = [labels[k] for k in predictions]
+    path = Path(folder) / task.submission[split]
+    write_atomically(path, "index\tprediction\n" + "".join(f"{k}\t{value}\n" for k, value in enumerate(written)))
+    return path

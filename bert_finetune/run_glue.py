@@ -1,0 +1,68 @@
+"""Fine-tune a BERT on a GLUE task, evaluate it, write test predictions.
+
+    python run_glue.py --model_name_or_path bert-base-uncased --task_name RTE --data_dir ../glue_data/RTE \
+        --do_train --do_eval --output_dir ../model/RTE/teacher
+
+Several GPUs: torchrun --nproc_per_node 4 run_glue.py ... (or accelerate launch). Every option of transformers'
+TrainingArguments works; see --help.
+"""
+
+from dataclasses import dataclass
+
+from transformers import set_seed
+from transformers.hf_argparser import HfArg
+
+from bert_finetune.arguments import Parser, RunArguments, TaskArguments
+from bert_finetune.checkpoints import load_classifier, load_config, load_tokenizer
+from bert_finetune.data import load_datasets
+from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.trainer import TaskTrainer
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    model_name_or_path: str = HfArg(help="Folder of a model, or its name on the hub.")
+    model_type: str | None = HfArg(
+        default=None, help="Expected architecture (bert, roberta, ...); a model of another one is refused."
+    )
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(ModelArguments, TaskArguments, RunArguments, description=__doc__)
+    model_args, task_args, args = parser.parse(argv)
+    if not (args.do_train or args.do_eval or args.do_predict):
+        raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
+    task = task_args.task
+    if args.do_train or args.output_dir != model_args.model_name_or_path:
+        check_output_dir(args, model_args.model_name_or_path)
+
+    option = "--model_name_or_path"
+    config = load_config(model_args.model_name_or_path, option)
+    if model_args.model_type not in (None, config.model_type):
+        raise InputError(
+            f"--model_type {model_args.model_type}: {model_args.model_name_or_path} is a {config.model_type}"
+        )
+    tokenizer = load_tokenizer(model_args.model_name_or_path, option, task_args.do_lower_case)
+    datasets = load_datasets(
+        task, task_args.file, tokenizer, task_args.max_seq_length, train=args.do_train, test=args.do_predict
+    )
+    set_seed(args.seed)  # a new head's weights are drawn here
+    model = load_classifier(model_args.model_name_or_path, task, option, fine_tuned=not args.do_train)
+
+    checkpoint = start_output_dir(args) if args.do_train else None
+    trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev)
+    if args.do_train:
+        write_run_description(args.output_dir, model_args, task_args, args)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.finish_training()
+    elif args.do_eval:
+        trainer.evaluate()
+    trainer.write_predictions(datasets.test)
+
+
+if __name__ == "__main__":
+    main()
