@@ -1,9 +1,9 @@
 """How a transformer hands out its pre-softmax attention scores.
 
-transformers lets a model run any registered attention function. This one computes ordinary attention and, when the model
-is called with `output_attentions=True`, returns the scores QKᵀ/√d where others return the probabilities. So nothing is
-copied or hooked: `model(..., output_attentions=True).attentions` are the scores, for every architecture that uses
-transformers' attention interface.
+transformers lets a model run any registered attention function. This one computes ordinary attention and, when the
+model is called with `output_attentions=True`, returns the scores QKᵀ/√d where others return the probabilities. So
+nothing is copied or hooked: `model(..., output_attentions=True).attentions` are the scores, for every architecture that
+uses transformers' attention interface.
 """
 
 import torch

@@ -17,13 +17,13 @@ import pyemd
 import torch
 from torch import nn
 
-# A layer always keeps this much weight. It stands for the limit of a vanishing weight: the unit cost of a layer without
-# mass would be 0/0, and of a layer with this mass it is what that limit is. The flow's marginals move by less than 1e-11.
+# A layer always keeps this much weight. It stands for the limit of a vanishing weight: the unit cost of a layer
+# without mass would be 0/0; with this mass it is that limit, and the flow's marginals move by less than 1e-11.
 MIN_WEIGHT = 1e-12
 
 
 def _solve_pyemd(student_weights: np.ndarray, teacher_weights: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    # pyemd wants one histogram pair over all M + N layers: the student's mass on the first M, the teacher's on the rest.
+    # pyemd wants histograms over all M + N layers: the student's mass on the first M, the teacher's on the rest.
     m, n = cost.shape
     square = np.zeros((m + n, m + n))
     square[:m, m:], square[m:, :m] = cost, cost.T
@@ -128,7 +128,9 @@ class LayerTransport(nn.Module):
     ):
         super().__init__()
         if student_layers < 1 or teacher_layers < 1:
-            raise ValueError(f"student_layers and teacher_layers must be positive, got {student_layers}, {teacher_layers}")
+            raise ValueError(
+                f"student_layers and teacher_layers must be positive, got {student_layers}, {teacher_layers}"
+            )
         if weight_update not in WEIGHT_UPDATES:
             raise ValueError(f"weight_update must be one of {WEIGHT_UPDATES}, got {weight_update!r}")
         if solver not in SOLVERS:

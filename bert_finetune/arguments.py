@@ -1,8 +1,10 @@
 """The command line that both training scripts share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
@@ -74,6 +76,10 @@ class RunArguments(TrainingArguments):
     save_total_limit: int | None = HfArg(
         default=1, help="Checkpoints to keep in --output_dir beside the best one; the finished model lies beside them."
     )
+    train_sampling_strategy: str = HfArg(
+        default="group_by_length",
+        help="Training batches of similar length (group_by_length), which wastes little on padding, or random.",
+    )
     load_best_model_at_end: bool = HfArg(
         default=True, help="End with the checkpoint that was best on the dev set, by the task's GLUE metric."
     )
@@ -87,6 +93,9 @@ class RunArguments(TrainingArguments):
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the run that --output_dir already holds.")
     report_to: str | None = HfArg(default="tensorboard", help="Where to log: tensorboard, wandb, ..., or none.")
     logging_steps: float = HfArg(default=50, help="Log the losses every so many steps.")
+    dataloader_pin_memory: bool = HfArg(
+        default=torch.cuda.is_available(), help="Pin batches in host memory, which speeds up the copy to a GPU."
+    )
     # Both are this project's business: a NaN stops the run, and its datasets hold nothing but model inputs.
     logging_nan_inf_filter: bool = HfArg(default=False, help="Leave NaN losses out of the log; here they end the run.")
     remove_unused_columns: bool = HfArg(default=False, help="Drop data columns that the model does not take.")
@@ -97,7 +106,10 @@ class RunArguments(TrainingArguments):
         self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
+        # TrainingArguments would switch do_eval on by itself; here it means that the user asked for it.
+        do_eval = self.do_eval
         super().__post_init__()
+        self.do_eval = do_eval
 
 
 class Parser(HfArgumentParser):
@@ -123,3 +135,8 @@ class Parser(HfArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return tuple(arguments)
+
+
+def is_main_process() -> bool:
+    """Whether this process prints: always, unless several were launched together."""
+    return int(os.environ.get("RANK", 0)) == 0

@@ -77,6 +77,14 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
     return model
 
 
+def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
+    """Raise InputError for inputs longer than the model has positions."""
+    # RoBERTa and its kin number positions from padding id + 1.
+    positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    if max_seq_length > positions:
+        raise InputError(f"--max_seq_length {max_seq_length}: the model has only {positions} positions")
+
+
 def reorder_classes(model: PreTrainedModel, order: list[int]) -> None:
     """Reorder a classifier's classes in place: class k of the result is class `order[k]` of the model as it was."""
     body = set(model.base_model.modules())
@@ -106,6 +114,8 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def _from_pretrained(loader, name_or_path: str, option: str, **kwargs):
+    if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
+        raise InputError(f"{option} {name_or_path}: no such folder")
     try:
         return loader.from_pretrained(name_or_path, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:

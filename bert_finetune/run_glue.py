@@ -13,7 +13,7 @@ from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
 from bert_finetune.arguments import Parser, RunArguments, TaskArguments
-from bert_finetune.checkpoints import load_classifier, load_config, load_tokenizer
+from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError, reports_input_errors
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--model_type {model_args.model_type}: {model_args.model_name_or_path} is a {config.model_type}"
         )
+    check_length(config, task_args.max_seq_length)
     tokenizer = load_tokenizer(model_args.model_name_or_path, option, task_args.do_lower_case)
     datasets = load_datasets(
         task, task_args.file, tokenizer, task_args.max_seq_length, train=args.do_train, test=args.do_predict

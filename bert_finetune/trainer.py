@@ -1,9 +1,11 @@
 """transformers' Trainer with what every run here shares: GLUE metrics, one line per evaluation, a stop at NaN."""
 
+import copy
 import math
 
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import (
     DataCollatorWithPadding,
@@ -13,6 +15,7 @@ from transformers import (
     Trainer,
 )
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bert_finetune.arguments import RunArguments
 from bert_finetune.checkpoints import save_classifier
@@ -41,6 +44,18 @@ class Means:
         return means
 
 
+class LengthGroupedBatches(LengthGroupedSampler):
+    """Random batches of examples of similar length, the same in epoch k whether or not the run was interrupted."""
+
+    def __init__(self, batch_size: int, dataset: Dataset, seed: int):
+        super().__init__(batch_size, lengths=[len(ids) for ids in dataset["input_ids"]], generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self._seed + epoch)
+
+
 class QuietProgress(ProgressCallback):
     """The progress bars without a dictionary printed at every log: `TaskTrainer` prints its own line."""
 
@@ -65,7 +80,10 @@ class TaskTrainer(Trainer):
         eval_datasets: dict[str, Dataset] | None = None,
         **kwargs,
     ):
+        args = copy.copy(args)
         args.label_names = ["labels"]
+        if train_dataset is None:
+            args.report_to = []  # an evaluation by itself leaves no log
         if args.load_best_model_at_end:
             args.metric_for_best_model, args.greater_is_better = task.best_metric, True
         super().__init__(
@@ -84,6 +102,16 @@ class TaskTrainer(Trainer):
         if not args.disable_tqdm:
             self.pop_callback(ProgressCallback)
             self.add_callback(QuietProgress)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedBatches(self.args.train_batch_size, train_dataset or self.train_dataset, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # Always in the file's order: under group_by_length the Trainer would shuffle a test set's predictions.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -137,7 +165,7 @@ class TaskTrainer(Trainer):
         """What `eval_results.txt` holds: the task, where the model comes from, its dev figures."""
         metrics = self.evaluate()
         best_step = self.state.best_global_step or self.state.global_step
-        figures = {key: value for key, value in metrics.items() if _is_figure(key)}
+        figures = {key: value for key, value in metrics.items() if is_figure(key)}
         return {"task": self.task.name, "global_step": best_step, **figures}
 
     def write_predictions(self, test_datasets: dict[str, Dataset]) -> None:
@@ -153,7 +181,7 @@ class TaskTrainer(Trainer):
         entries = {}
         for entry in self.state.log_history:
             if any(key.startswith("eval_") for key in entry):
-                entries.setdefault(entry["step"], {}).update({k: v for k, v in entry.items() if _is_figure(k)})
+                entries.setdefault(entry["step"], {}).update({k: v for k, v in entry.items() if is_figure(k)})
         return list(entries.values())
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -173,12 +201,13 @@ class TaskTrainer(Trainer):
 
 def format_figures(metrics: dict[str, float]) -> str:
     """The dev figures of an evaluation as `accuracy 0.8440 loss 0.3912`."""
-    figures = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_") and _is_figure(k)}
+    figures = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_") and is_figure(k)}
     return " ".join(f"{name} {value:.4f}" for name, value in sorted(figures.items()))
 
 
-def _is_figure(key: str) -> bool:
-    return not key.endswith(("_per_second", "_runtime"))
+def is_figure(key: str) -> bool:
+    """Whether an evaluation's entry says something about the model, not about the time it took."""
+    return not key.endswith(("_per_second", "_runtime", "_preparation_time"))
 
 
 def _is_train_loss(key: str) -> bool:

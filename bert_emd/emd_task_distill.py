@@ -1,0 +1,259 @@
+"""Distil a fine-tuned teacher into a small student: every student layer learns from every teacher layer.
+
+    python emd_task_distill.py --teacher_model ../model/RTE/teacher --student_layers 3 --task_name RTE \
+        --data_dir ../glue_data/RTE --output_dir ../model/RTE/student
+
+Several GPUs: torchrun --nproc_per_node 4 emd_task_distill.py ... (or accelerate launch). Every option of transformers'
+TrainingArguments works too; see --help.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.hf_argparser import HfArg
+
+from bert_emd.attention_scores import expose_attention_scores
+from bert_emd.layer_transport import LayerTransport
+from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
+from bert_emd.recipes import RECIPES, recipe_defaults
+from bert_emd.student import Student, parse_student_layers, student_from_teacher
+from bert_emd.trainer import DistillationTrainer
+from bert_finetune.arguments import Parser, RunArguments, TaskArguments, is_main_process
+from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
+from bert_finetune.data import load_datasets
+from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.glue import Task
+from bert_finetune.metrics import chance_level
+from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.trainer import TaskTrainer, is_figure
+
+
+@dataclass
+class DistillationArguments:
+    """Teacher, student, and the method. The letters are the paper's."""
+
+    teacher_model: str | None = HfArg(default=None, help="Fine-tuned teacher: a folder or a hub name.")
+    student_model: str | None = HfArg(
+        default=None, help="Pre-trained student: a folder or a hub name. Left out, --student_layers makes one."
+    )
+    student_layers: str | None = HfArg(
+        default=None,
+        help="Start the student from the teacher's own layers: a number (3: evenly spaced) or a list, counted from 1 "
+        "(1,3,5).",
+    )
+    recipe: Literal[tuple(RECIPES)] = HfArg(
+        default="recommended",
+        help="Set of defaults (bert_emd/recipes.py), the hyper-parameters chosen by the student's size and the task.",
+    )
+    beta: float = HfArg(default=0.005, help="Weight β of the layer losses.")
+    theta: float = HfArg(default=1.0, help="Weight θ of attention and hidden losses against the embedding loss.")
+    alpha: float = HfArg(default=1.0, help="Weight α of the teacher's predictions; 1 - α is the labels'.")
+    T: float = HfArg(default=1.0, help="Temperature of the prediction loss.")
+    T_emd: float = HfArg(default=1.0, help="Temperature of the cost attention (no effect with normalize).")
+    layer_mapping: Literal["emd", "uniform", "skip", "last", "none"] = HfArg(
+        default="emd",
+        help="Which layers learn from which: emd, a fixed rival (uniform: TinyBERT's every k-th; skip, last: Patient "
+        "KD's), or none for the prediction loss only. With --alpha 0, none is plain fine-tuning without a teacher.",
+    )
+    use_att: bool = HfArg(default=True, help="Learn attention scores.")
+    use_rep: bool = HfArg(default=True, help="Learn hidden states.")
+    use_embedding: bool = HfArg(default=True, help="Learn the embedding output.")
+    cost_attention: Literal["normalize", "softmax", "softmax2", "none"] = HfArg(
+        default="normalize",
+        help="How layer weights follow the costs: normalize (the authors' code since 2021), softmax, softmax2 (their "
+        "code of 2020), none (weights stay uniform).",
+    )
+    update_weight: bool = HfArg(default=True, help="False is the same as --cost_attention none.")
+    separate: bool = HfArg(
+        default=False,
+        aliases=["--seperate"],
+        help="Keep two sets of layer weights, for attention and for hidden states, and not their mean for both.",
+    )
+    projection: Literal["auto", "per_layer", "shared", "none"] = HfArg(
+        default="auto",
+        help="Linear maps from student to teacher width: one per layer, one shared by all, none; auto is none for "
+        "equal widths, else per_layer.",
+    )
+
+
+def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments, RunArguments]:
+    """The command line, with the recipe's values as the defaults of what it leaves out."""
+    parser = Parser(DistillationArguments, TaskArguments, RunArguments, description=__doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    # A first look, at what the recipe's values depend on: its name, the task, the number of student layers.
+    distillation, task_args, args = parser.parse(argv)
+    if not trains(args):
+        return distillation, task_args, args
+    if distillation.teacher_model is None:
+        raise InputError("--teacher_model is missing: give the folder of a fine-tuned model, or its hub name")
+    if distillation.student_model:
+        layers = load_config(distillation.student_model, "--student_model").num_hidden_layers
+    elif distillation.student_layers:
+        teacher = load_config(distillation.teacher_model, "--teacher_model")
+        layers = len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers))
+    else:
+        raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
+    defaults = recipe_defaults(distillation.recipe, layers, task_args.task.name)
+    parser.set_defaults(**defaults)
+    distillation, task_args, args = parser.parse(argv)
+    if is_main_process():
+        options = vars(distillation) | vars(task_args) | vars(args)
+        chosen = " ".join(f"--{name} {options[name]}" for name in defaults)
+        print(f"recipe {distillation.recipe}, with what the command line gives: {chosen}")
+    return distillation, task_args, args
+
+
+def trains(args: RunArguments) -> bool:
+    """As in the authors' script, `--do_eval` or `--do_predict` alone look at a student that is finished."""
+    return args.do_train or not (args.do_eval or args.do_predict)
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> None:
+    distillation, task_args, args = parse(argv)
+    (distil if trains(args) else evaluate_student)(distillation, task_args, args, task_args.task)
+
+
+def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments, task: Task) -> None:
+    """Train a student, save the best one and its results; predict the test set where asked for."""
+    check_output_dir(args, distillation.teacher_model, distillation.student_model)
+    teacher = load_classifier(distillation.teacher_model, task, "--teacher_model", fine_tuned=True)
+    tokenizer = load_shared_tokenizer(distillation, task_args.do_lower_case)
+    set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
+    student = load_student(distillation, teacher, task)
+    check_length(student.config, task_args.max_seq_length)
+    objective = make_objective(distillation, task_args, student.config, teacher.config)
+    datasets = load_datasets(
+        task, task_args.file, tokenizer, task_args.max_seq_length, train=True, test=args.do_predict
+    )
+    if objective.needs_layers:
+        expose_attention_scores(teacher, "--teacher_model")
+        expose_attention_scores(student, "--student_model")
+    trained = Student(student, teacher.config.hidden_size, distillation.projection)
+
+    checkpoint = start_output_dir(args)
+    teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
+    write_run_description(args.output_dir, distillation, task_args, args)
+    trainer = DistillationTrainer(
+        trained,
+        teacher if objective.needs_teacher else None,
+        objective,
+        args,
+        task,
+        tokenizer,
+        datasets.train,
+        datasets.dev,
+        teacher_metrics=teacher_metrics,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.finish_training()
+    trainer.write_predictions(datasets.test)
+
+
+def evaluate_student(
+    distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments, task: Task
+) -> None:
+    """Measure a finished student, and write its predictions into the output folder: `--student_model`, or the model
+    in `--output_dir`."""
+    name = distillation.student_model or args.output_dir
+    option = "--student_model" if distillation.student_model else "--output_dir"
+    model = load_classifier(name, task, option, fine_tuned=True)
+    tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
+    check_length(model.config, task_args.max_seq_length)
+    datasets = load_datasets(
+        task, task_args.file, tokenizer, task_args.max_seq_length, train=False, test=args.do_predict
+    )
+    trainer = TaskTrainer(model, args, task, tokenizer, eval_datasets=datasets.dev)
+    if args.do_eval:
+        trainer.evaluate()
+    trainer.write_predictions(datasets.test)
+
+
+def load_shared_tokenizer(distillation: DistillationArguments, do_lower_case: bool | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that both models understand. Raises InputError where their vocabularies differ."""
+    teachers = load_tokenizer(distillation.teacher_model, "--teacher_model", do_lower_case)
+    if not distillation.student_model:
+        return teachers
+    students = load_tokenizer(distillation.student_model, "--student_model", do_lower_case)
+    theirs, ours = teachers.get_vocab(), students.get_vocab()
+    if theirs != ours:
+        token = min(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+        raise InputError(
+            f"--student_model {distillation.student_model}: its vocabulary ({len(ours)} tokens) is not that of "
+            f"--teacher_model {distillation.teacher_model} ({len(theirs)} tokens), see {token!r}; both must read the "
+            "same input"
+        )
+    return students
+
+
+def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
+    """The student as it starts: a model of its own, or the teacher's embeddings, head and chosen layers."""
+    if distillation.student_model:
+        return load_classifier(distillation.student_model, task, "--student_model")
+    layers = parse_student_layers(distillation.student_layers, teacher.config.num_hidden_layers)
+    if is_main_process():
+        print(f"student from the teacher's layers {', '.join(map(str, layers))}")
+    return student_from_teacher(teacher, layers)
+
+
+def make_objective(
+    distillation: DistillationArguments, task_args: TaskArguments, student: PreTrainedConfig, teacher: PreTrainedConfig
+) -> Objective:
+    """The loss that the options describe. Raises InputError where the two models cannot be compared."""
+    shape = student.num_hidden_layers, teacher.num_hidden_layers
+    if distillation.layer_mapping == "none":
+        mapping = None
+    elif distillation.layer_mapping == "emd":
+        kind = distillation.cost_attention if distillation.update_weight else "none"
+        mapping = LayerTransport(*shape, kind, distillation.T_emd, not distillation.separate)
+    else:
+        pairs = fixed_mapping(distillation.layer_mapping, *shape)
+        mapping = FixedMapping(pairs, *shape)
+        if is_main_process():
+            print("layer mapping, student-teacher: " + ", ".join(f"{i}-{j}" for i, j in pairs))
+    heads = student.num_attention_heads, teacher.num_attention_heads
+    if mapping is not None and distillation.use_att and heads[0] != heads[1]:
+        raise InputError(
+            f"the student has {heads[0]} attention heads and the teacher {heads[1]}: their scores cannot be compared; "
+            "use --use_att False or another --student_model"
+        )
+    return Objective(
+        mapping,
+        LayerCosts(task_args.max_seq_length),
+        distillation.beta,
+        distillation.theta,
+        distillation.alpha,
+        distillation.T,
+        distillation.use_att,
+        distillation.use_rep,
+        distillation.use_embedding,
+        regression=task_args.task.is_regression,
+    )
+
+
+def evaluate_teacher(
+    teacher: PreTrainedModel,
+    args: RunArguments,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    dev: dict[str, Dataset],
+) -> dict[str, float]:
+    """Measure and show the teacher's dev figures, with a warning when a constant answer would do as well."""
+    if is_main_process():
+        print(f"teacher: {teacher.config.num_hidden_layers} layers x {teacher.config.hidden_size}")
+    metrics = TaskTrainer(teacher, args, task, tokenizer, eval_datasets=dev).evaluate()
+    score, chance = metrics[task.best_metric], chance_level(task, next(iter(dev.values()))["labels"])
+    if score <= chance and is_main_process():
+        print(
+            f"warning: the teacher's {task.metric} of {score:.4f} is no better than a constant answer's {chance:.4f}; "
+            "is it a model for this task, with its classes in this order?",
+            file=sys.stderr,
+        )
+    return {key: value for key, value in metrics.items() if is_figure(key)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The losses: layer by layer under a mapping (EMD or a fixed rival), embeddings, predictions.
+
+    L = β (θ (L_attention + L_hidden) + L_embedding) + L_prediction            (paper, equation 13)
+
+Layer costs, for student layer i and teacher layer j (paper, equations 1 and 2):
+
+    attention  C[i, j] = Σ_heads,queries,keys (S_i - T_j)² / divisor    over pre-softmax scores; a masked key counts 0
+    hidden     C[i, j] = Σ_tokens,width (P(H^S_i) - H^T_j)² / divisor   over hidden states, projected to teacher width
+
+Padding takes no part: the hidden divisor is real tokens x width, the attention divisor real queries x heads x
+`max_seq_length`, so that β means what it means in the authors' code, which always pads to that length.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bert_emd.layer_distance import pairwise_mse
+from bert_emd.layer_transport import LayerTransport, Transport, mean_over_processes
+from bert_finetune.errors import InputError
+
+
+@dataclass(frozen=True)
+class LayerOutputs:
+    """What the losses look at: `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length, width), the
+    embedding output first; None where not asked for), `attention_scores` (layers of (batch, heads, length, length),
+    pre-softmax, no mask applied)."""
+
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attention_scores: tuple[torch.Tensor, ...] | None = None
+
+
+def evenly_spaced_layers(student_layers: int, teacher_layers: int) -> list[int]:
+    """Teacher layer i·N/M for student layer i (1-based, rounded up where it does not divide): 2, 4, 6 for 3 of 6."""
+    return [-(-i * teacher_layers // student_layers) for i in range(1, student_layers + 1)]
+
+
+def fixed_mapping(kind: str, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+    """The (student layer, teacher layer) pairs, 1-based, of a rival that fixes them before training.
+
+    "uniform": student layer i and teacher layer i·N/M, the last to the last (TinyBERT).
+    "skip": the same without the last pair, whose layer the prediction loss teaches (Patient KD, skip).
+    "last": student layer i and teacher layer N - M + i, without the last pair (Patient KD, last).
+    Raises InputError where no pair is left, or the teacher has too few layers.
+    """
+    if kind in ("uniform", "skip"):
+        pairs = list(enumerate(evenly_spaced_layers(student_layers, teacher_layers), start=1))
+    else:
+        pairs = [(i, teacher_layers - student_layers + i) for i in range(1, student_layers + 1)]
+    if kind in ("skip", "last"):
+        pairs.pop()
+    if not pairs or pairs[0][1] < 1:
+        raise InputError(
+            f"--layer_mapping {kind}: gives no pairs for {student_layers} student and {teacher_layers} teacher layers; "
+            "use emd or uniform"
+        )
+    return pairs
+
+
+class FixedMapping(nn.Module):
+    """A mapping that never changes, called like `LayerTransport`: every pair carries the same share of a mass of 1."""
+
+    def __init__(self, pairs: list[tuple[int, int]], student_layers: int, teacher_layers: int):
+        super().__init__()
+        self.flow = np.zeros((student_layers, teacher_layers))
+        for i, j in pairs:
+            self.flow[i - 1, j - 1] = 1 / len(pairs)
+
+    def forward(self, attention: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Transport:
+        losses = [
+            None if cost is None else (torch.as_tensor(self.flow, dtype=cost.dtype, device=cost.device) * cost).sum()
+            for cost in (attention, hidden)
+        ]
+        flows = [None if cost is None else self.flow for cost in (attention, hidden)]
+        return Transport(*losses, *flows)
+
+
+def prediction_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    regression: bool = False,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """α L_soft + (1 - α) L_hard, and its two terms by name (a term of weight 0 is not computed).
+
+    Classification: L_soft = T² · mean over batch and classes of -softmax(z^T / T) · log_softmax(z^S / T), which is the
+    cross-entropy divided by the number of classes (the authors' convention); L_hard = cross-entropy with the labels.
+    Regression (logits (batch, 1)): the mean squared errors to the teacher's and to the true values.
+    """
+    terms = {}
+    if alpha > 0:
+        if regression:
+            terms["soft_loss"] = functional.mse_loss(student_logits.view(-1), teacher_logits.view(-1))
+        else:
+            targets = functional.softmax(teacher_logits / temperature, dim=-1)
+            log_probabilities = functional.log_softmax(student_logits / temperature, dim=-1)
+            terms["soft_loss"] = -(targets * log_probabilities).mean() * temperature**2
+    if alpha < 1:
+        if regression:
+            terms["hard_loss"] = functional.mse_loss(student_logits.view(-1), labels.view(-1).to(student_logits.dtype))
+        else:
+            terms["hard_loss"] = functional.cross_entropy(student_logits, labels.view(-1))
+    weights = {"soft_loss": alpha, "hard_loss": 1 - alpha}
+    return sum(weights[name] * term for name, term in terms.items()), terms
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """Cost matrices between layers, as the module's docstring defines them.
+
+    `count_padding`: the authors' arithmetic, in which padded tokens count like others (masked keys still as 0) and
+    the divisor is simply the number of elements; right only with batches padded to `max_seq_length`.
+    """
+
+    max_seq_length: int
+    count_padding: bool = False
+
+    def hidden(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(M, N) costs of M projected student and N teacher hidden states, each (batch, length, width)."""
+        if self.count_padding:
+            return pairwise_mse(list(student), list(teacher))
+        real = attention_mask.unsqueeze(-1).to(student[0].dtype)
+        return pairwise_mse(
+            [layer * real for layer in student],
+            [layer * real for layer in teacher],
+            _mean_count(attention_mask) * student[0].shape[-1],
+        )
+
+    def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(M, N) costs of M student and N teacher score maps, each (batch, heads, length, length)."""
+        real = attention_mask[:, None, None, :].to(student[0].dtype)
+        divisor = None
+        if not self.count_padding:
+            real = real * real.transpose(-1, -2)
+            divisor = _mean_count(attention_mask) * student[0].shape[1] * self.max_seq_length
+        return pairwise_mse([layer * real for layer in student], [layer * real for layer in teacher], divisor)
+
+
+def _mean_count(attention_mask: torch.Tensor) -> torch.Tensor:
+    # Over all processes, so that their mean of costs is the cost of the whole batch.
+    return mean_over_processes(attention_mask.sum().float()).clamp(min=1)
+
+
+class Objective(nn.Module):
+    """The whole loss of a training step, from both models' outputs.
+
+    mapping: `LayerTransport`, `FixedMapping`, or None for no layer losses.
+    beta, theta: β and θ of the formula above; alpha, temperature: of `prediction_loss`.
+    use_attention, use_hidden, use_embedding, use_prediction: which of the four terms count.
+    """
+
+    def __init__(
+        self,
+        mapping: LayerTransport | FixedMapping | None,
+        costs: LayerCosts,
+        beta: float,
+        theta: float = 1.0,
+        alpha: float = 1.0,
+        temperature: float = 1.0,
+        use_attention: bool = True,
+        use_hidden: bool = True,
+        use_embedding: bool = True,
+        use_prediction: bool = True,
+        regression: bool = False,
+    ):
+        super().__init__()
+        self.mapping, self.costs = mapping, costs
+        self.beta, self.theta, self.alpha, self.temperature = beta, theta, alpha, temperature
+        self.use_attention = use_attention and mapping is not None
+        self.use_hidden = use_hidden and mapping is not None
+        self.use_embedding = use_embedding and mapping is not None
+        self.use_prediction, self.regression = use_prediction, regression
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether hidden states and attention scores are looked at."""
+        return self.use_attention or self.use_hidden or self.use_embedding
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher is looked at: not when only the labels teach."""
+        return self.needs_layers or (self.use_prediction and self.alpha > 0)
+
+    def forward(
+        self,
+        student: LayerOutputs,
+        teacher: LayerOutputs | None,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Transport | None]:
+        """The loss, its terms by name (unweighted), and the step's flows (None without layer losses)."""
+        total, terms, transport = 0.0, {}, None
+        if self.use_attention or self.use_hidden:
+            attention = hidden = None
+            if self.use_attention:
+                attention = self.costs.attention(student.attention_scores, teacher.attention_scores, attention_mask)
+            if self.use_hidden:
+                hidden = self.costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
+            transport = self.mapping(attention=attention, hidden=hidden)
+            for name, loss in (("attention_loss", transport.attention_loss), ("hidden_loss", transport.hidden_loss)):
+                if loss is not None:
+                    terms[name] = loss
+                    total = total + self.beta * self.theta * loss
+        if self.use_embedding:
+            pair = self.costs.hidden(student.hidden_states[:1], teacher.hidden_states[:1], attention_mask)
+            terms["embedding_loss"] = pair[0, 0]
+            total = total + self.beta * terms["embedding_loss"]
+        if self.use_prediction:
+            prediction, parts = prediction_loss(
+                student.logits,
+                teacher.logits if teacher is not None else None,
+                labels,
+                self.temperature,
+                self.alpha,
+                self.regression,
+            )
+            terms |= parts
+            total = total + prediction
+        return total, terms, transport

