@@ -66,13 +66,23 @@ def main(argv: list[str] | None = None) -> None:
 
     teacher, plain, emd = (options.output_dir / name for name in ("teacher", "student-plain", "student-emd"))
     shared = ["--task_name", "SST-2", "--data_dir", data, "--max_seq_length", 64, "--num_train_epochs", epochs]
-    shared += ["--learning_rate", 5e-5, "--seed", options.seed, "--overwrite_output_dir"]
-    student = ["--teacher_model", teacher, "--student_layers", 3]
-    run("bert_finetune/run_glue.py", "--model_name_or_path", MODEL, "--do_train", *shared, "--output_dir", teacher)
-    # The same three layers to start from, and only the labels to learn from.
-    plainly = ["--layer_mapping", "none", "--alpha", 0]
-    run("bert_emd/emd_task_distill.py", *student, *plainly, *shared, "--output_dir", plain)
-    run("bert_emd/emd_task_distill.py", *student, *shared, "--logging_steps", 10, "--output_dir", emd)
+    shared += ["--train_batch_size", 16, "--seed", options.seed, "--overwrite_output_dir"]
+    finetuning = ["--model_name_or_path", MODEL, "--do_train", "--learning_rate", 5e-5]
+    run("bert_finetune/run_glue.py", *finetuning, *shared, "--output_dir", teacher)
+    # Both students start from the same three layers of the teacher; one then has only the labels to learn from.
+    student = ["--teacher_model", teacher, "--student_layers", 3, "--learning_rate", 1e-4]
+    run(
+        "bert_emd/emd_task_distill.py",
+        *student,
+        "--layer_mapping",
+        "none",
+        "--alpha",
+        0,
+        *shared,
+        "--output_dir",
+        plain,
+    )
+    run("bert_emd/emd_task_distill.py", *student, "--alpha", 0.5, *shared, "--output_dir", emd)
     report(options.output_dir, {"teacher": teacher, "plain student": plain, "EMD student": emd}, dev)
 
 

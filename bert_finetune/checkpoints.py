@@ -4,8 +4,10 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -118,7 +120,7 @@ def _from_pretrained(loader, name_or_path: str, option: str, **kwargs):
         raise InputError(f"{option} {name_or_path}: no such folder")
     try:
         return loader.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         # transformers' messages run over several paragraphs; their first line is the reason.
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{option} {name_or_path}: cannot be loaded: {reason}") from None

@@ -1,0 +1,221 @@
+"""Every bad input ends with exit code 2 and one line that names what is wrong; what was there before is left alone."""
+
+import shutil
+
+import pytest
+from conftest import save_bert
+from glue_files import FORMATS, rows, write_task, write_tsv
+
+from bert_emd.emd_task_distill import main as distil
+from bert_finetune.run_glue import main as finetune
+
+RTE = ["entailment", "not_entailment"]
+
+
+@pytest.fixture
+def world(tmp_path, teacher, pretrained, small_student):
+    """A good teacher, student and data set, each a copy that a case may break, and an output folder."""
+    for name, folder in (("teacher", teacher), ("pretrained", pretrained), ("student", small_student)):
+        shutil.copytree(folder, tmp_path / name)
+    write_task(tmp_path / "data", "RTE")
+    return tmp_path
+
+
+def distil_command(world, *more):
+    return [
+        *("--teacher_model", world / "teacher", "--student_model", world / "student", "--task_name", "RTE"),
+        *("--data_dir", world / "data", "--output_dir", world / "out", "--max_seq_length", 32, *more),
+    ]
+
+
+def finetune_command(world, *more):
+    return [
+        *("--model_name_or_path", world / "pretrained", "--task_name", "RTE", "--data_dir", world / "data"),
+        *("--do_train", "--output_dir", world / "out", "--max_seq_length", 32, *more),
+    ]
+
+
+COMMANDS = {finetune: finetune_command, distil: distil_command}
+HEADER = FORMATS["RTE"][0]
+ROWS = rows("RTE", "train", 3)
+
+# How the data is broken, and what the message says.
+BAD_DATA = {
+    "no file": (lambda data: (data / "train.tsv").unlink(), "train.tsv: no such file"),
+    "no dev file": (lambda data: (data / "dev.tsv").unlink(), "dev.tsv: no such file"),
+    "empty": (lambda data: (data / "train.tsv").write_text(""), "train.tsv: the file holds no row"),
+    "header only": (lambda data: write_tsv(data / "train.tsv", HEADER, []), "train.tsv: the file holds no row"),
+    "no column": (
+        lambda data: write_tsv(data / "train.tsv", ["index", "premise", "sentence2", "label"], ROWS),
+        "no column 'sentence1'; its columns are index, premise, sentence2, label",
+    ),
+    "a label": (
+        lambda data: write_tsv(data / "train.tsv", HEADER, [ROWS[0], [*ROWS[1][:3], "maybe"]]),
+        "train.tsv, line 3: label 'maybe' is not one of RTE's: entailment, not_entailment",
+    ),
+    "a short row": (
+        lambda data: write_tsv(data / "dev.tsv", HEADER, [ROWS[0], ROWS[1][:2]]),
+        "dev.tsv, line 3: 2 tab-separated fields where 4 are needed",
+    ),
+    "not text": (lambda data: (data / "train.tsv").write_bytes(b"\xff\xfe\x00"), "train.tsv, line 1: not UTF-8"),
+    "a folder": (
+        lambda data: ((data / "train.tsv").unlink(), (data / "train.tsv").mkdir()),
+        "train.tsv: cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=["finetune", "distil"])
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_data(script, case, world, exits_with_2):
+    damage, message = BAD_DATA[case]
+    damage(world / "data")
+    assert message in exits_with_2(script, *COMMANDS[script](world))
+    assert not (world / "out").exists()
+
+
+BAD_OPTIONS = {
+    "unknown task": (["--task_name", "XNLI"], "--task_name XNLI: no such task; choose one of CoLA"),
+    "no number": (["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+    "unknown option": (["--learning_rat", "1"], "unrecognized arguments: --learning_rat 1"),
+    "too long": (["--max_seq_length", "65"], "--max_seq_length 65: the model has only 64 positions"),
+    "too short": (["--max_seq_length", "4"], "--max_seq_length 4 leaves no room for text"),
+    "no data folder": (["--data_dir", "nowhere"], "train.tsv: no such file"),
+    "bad checkpoint": (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere: not a complete"),
+    "strategy": (["--save_strategy", "sometimes"], "'sometimes' is not a valid SaveStrategy"),
+}
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=["finetune", "distil"])
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_options(script, case, world, exits_with_2):
+    options, message = BAD_OPTIONS[case]
+    assert message in exits_with_2(script, *COMMANDS[script](world, *options))
+    assert not list((world / "out").glob("*"))
+
+
+@pytest.mark.parametrize("missing", ["--task_name", "--data_dir"])
+@pytest.mark.parametrize("script", COMMANDS, ids=["finetune", "distil"])
+def test_required_options(script, missing, world, exits_with_2):
+    command = COMMANDS[script](world)
+    at = command.index(missing)
+    assert f"the following arguments are required: {missing}" in exits_with_2(script, *command[:at], *command[at + 2 :])
+
+
+def test_finetune_models(world, exits_with_2):
+    assert "no such folder" in exits_with_2(finetune, *finetune_command(world, "--model_name_or_path", world / "no"))
+    line = exits_with_2(finetune, *finetune_command(world, "--model_type", "roberta"))
+    assert f"--model_type roberta: {world / 'pretrained'} is a bert" in line
+    line = exits_with_2(finetune, *finetune_command(world)[:-5], "--output_dir", world / "out")
+    assert "nothing to do: give --do_train, --do_eval or --do_predict" in line
+
+
+# A broken pair of models: what is changed, extra options, the message.
+BAD_MODELS = {
+    "no teacher": (lambda w: shutil.rmtree(w / "teacher"), [], "--teacher_model {w}/teacher: no such folder"),
+    "no head": (
+        lambda w: save_bert(w / "teacher", None),
+        [],
+        "--teacher_model {w}/teacher: not a fine-tuned classifier, it has no weights for classifier.bias",
+    ),
+    "another task's teacher": (
+        lambda w: save_bert(w / "teacher", ["contradiction", "entailment", "neutral"]),
+        [],
+        "its 3 labels (contradiction, entailment, neutral) do not fit RTE (entailment, not_entailment)",
+    ),
+    "other class names": (
+        lambda w: save_bert(w / "teacher", ["negative", "positive"]),
+        [],
+        "its labels (negative, positive) are not RTE's",
+    ),
+    "heads": (
+        lambda w: save_bert(w / "student", None, num_attention_heads=2, num_hidden_layers=2),
+        [],
+        "the student has 2 attention heads and the teacher 3",
+    ),
+    "vocabulary": (
+        lambda w: save_bert(w / "student", None, vocabulary=["other", "words"], num_hidden_layers=2),
+        [],
+        "its vocabulary (7 tokens) is not that of --teacher_model",
+    ),
+    "too many layers": (
+        lambda w: None,
+        ["--student_model", "", "--student_layers", "5"],
+        "--student_layers 5: the teacher has 4 layers",
+    ),
+    "no student": (lambda w: None, ["--student_model", ""], "give --student_model, or --student_layers"),
+    "widths": (lambda w: None, ["--projection", "none"], "--projection none: the student is 12 wide, the teacher 24"),
+    "mapping": (
+        lambda w: save_bert(w / "student", None, num_hidden_layers=1),
+        ["--layer_mapping", "skip"],
+        "--layer_mapping skip: gives no pairs for 1 student and 4 teacher layers",
+    ),
+    "unknown mapping": (lambda w: None, ["--layer_mapping", "emb"], "invalid choice: 'emb'"),
+    "damaged student": (
+        lambda w: (w / "student" / "model.safetensors").write_bytes(b"x" * 100),
+        [],
+        "--student_model {w}/student: cannot be loaded",
+    ),
+    "output is input": (
+        lambda w: None,
+        ["--output_dir", "{w}/teacher"],
+        "--output_dir {w}/teacher: is also read from; choose another folder",
+    ),
+    "output is a file": (
+        lambda w: (w / "out").write_text("mine"),
+        [],
+        "--output_dir {w}/out: is a file, not a folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_distil_models(case, world, exits_with_2):
+    damage, options, message = BAD_MODELS[case]
+    damage(world)
+    options = [option.format(w=world) for option in options]
+    assert message.format(w=world) in exits_with_2(distil, *distil_command(world, *options))
+    assert not (world / "out").is_dir()
+
+
+def test_no_teacher_option(world, exits_with_2):
+    assert "--teacher_model is missing" in exits_with_2(distil, *distil_command(world)[2:])
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=["finetune", "distil"])
+def test_output_folder_that_holds_a_run(script, world, exits_with_2):
+    command = [str(part) for part in COMMANDS[script](world, "--max_steps", 1)]
+    (world / "out").mkdir()
+    (world / "out" / "notes.txt").write_text("mine")
+    script(command)
+    before = {path: path.stat().st_mtime_ns for path in (world / "out").rglob("*") if path.is_file()}
+    line = exits_with_2(script, *command)
+    assert "already holds a run; choose another folder, or give --overwrite_output_dir" in line
+    assert {path: path.stat().st_mtime_ns for path in (world / "out").rglob("*") if path.is_file()} == before
+    script([*command, "--overwrite_output_dir"])
+    assert (world / "out" / "notes.txt").read_text() == "mine"
+    assert len(list((world / "out").rglob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=["finetune", "distil"])
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(script, world, exits_with_2, monkeypatch):
+    import torch
+
+    from bert_finetune.trainer import TaskTrainer
+
+    original = TaskTrainer.record
+
+    def diverge(self, losses):
+        # From step 5 on the weights are beyond what float32 holds, as after a learning rate that is far too high.
+        if self.state.global_step == 4:
+            with torch.no_grad():
+                for parameter in self.classifier.parameters():
+                    parameter.mul_(1e38)
+        original(self, losses)
+
+    monkeypatch.setattr(TaskTrainer, "record", diverge)
+    command = COMMANDS[script](world, "--save_steps", 2, "--train_batch_size", 4, "--num_train_epochs", 3)
+    line = exits_with_2(script, *command)
+    assert "the loss is nan at step 6" in line
+    assert f"the last good checkpoint is {world / 'out' / 'checkpoint-4'}" in line
+    assert not (world / "out" / "model.safetensors").exists()

@@ -1,0 +1,189 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import SHARED, save_bert
+from glue_files import write_task
+from transformers import AutoModelForSequenceClassification, pipeline
+
+from bert_emd.emd_task_distill import main, parse
+from bert_finetune.glue import TASKS
+
+
+def command(teacher, glue_dir, out, *more, task="RTE", student=("--student_layers", 2)):
+    return [
+        *("--teacher_model", teacher, *student, "--task_name", task, "--data_dir", glue_dir / task),
+        *("--output_dir", out, "--max_seq_length", 32, "--num_train_epochs", 2, "--train_batch_size", 8, "--no_cuda"),
+        *more,
+    ]
+
+
+def run(*argv):
+    main([str(argument) for argument in argv])
+
+
+def results(out):
+    return json.loads((out / "eval_results.json").read_text())
+
+
+def weights_csv(out):
+    with open(out / "layer_weights.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_every_task(task, glue_dir, tmp_path):
+    teacher = save_bert(tmp_path / "teacher", TASKS[task].class_names or ["score"])
+    out = tmp_path / "out"
+    run(*command(teacher, glue_dir, out, "--do_train", "--do_predict", task=task))
+    found = results(out)
+    assert np.isfinite(found[TASKS[task].best_metric]) and np.isfinite(found[f"teacher_{TASKS[task].best_metric}"])
+    entry = found["history"][-1]
+    for name in ("train", "attention", "hidden", "embedding", "soft"):
+        assert entry[f"{name}_loss"] > 0
+    model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.num_hidden_layers == 2
+    assert list(model.config.id2label.values()) == (TASKS[task].class_names or ["score"])
+    for name in TASKS[task].submission.values():
+        assert len((out / name).read_text().splitlines()) == 1 + 6
+
+
+def test_outputs(teacher, glue_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(*command(teacher, glue_dir, out, "--eval_step", 2, "--logging_steps", 1))
+    printed = capsys.readouterr().out
+    assert "recipe recommended" in printed and "--beta 0.005" in printed
+    assert "teacher: 4 layers x 24" in printed and "student from the teacher's layers 2, 4" in printed
+    assert sum(line.startswith("step ") for line in printed.splitlines()) == 3
+    with np.load(out / "flows.npz") as flows:
+        assert flows["attention_flow"].shape == flows["hidden_flow"].shape == (6, 2, 4)
+        np.testing.assert_allclose(flows["attention_flow"].sum(axis=(1, 2)), 1, atol=1e-9)
+        np.testing.assert_array_equal(flows["steps"], range(1, 7))
+    table = weights_csv(out)
+    assert [row["step"] for row in table] == list("123456")
+    assert float(table[-1]["hidden_student_1"]) + float(table[-1]["hidden_student_2"]) == pytest.approx(1, abs=1e-5)
+    assert table[-1]["attention_teacher_4"] == table[-1]["hidden_teacher_4"]  # merged
+    assert json.loads((out / "args.json").read_text())["options"]["beta"] == 0.005
+    assert list((out / "runs").rglob("events.out.tfevents.*"))
+    answer = pipeline("text-classification", model=str(out))({"text": "the cat runs", "text_pair": "the dog sings"})
+    assert answer["label"] in TASKS["RTE"].class_names
+
+
+def test_a_narrower_student_with_its_own_checkpoint(teacher, small_student, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    run(*command(teacher, glue_dir, out, student=("--student_model", small_student)))
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.hidden_size == 12
+    assert not any("projection" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "losses"),
+    [
+        (["--use_att", "False"], "hidden embedding soft"),
+        (["--use_rep", "False"], "attention embedding soft"),
+        (["--use_embedding", "False"], "attention hidden soft"),
+        (["--use_att", "False", "--use_rep", "False"], "embedding soft"),
+        (["--use_rep", "False", "--use_embedding", "False"], "attention soft"),
+        (["--use_att", "False", "--use_embedding", "False"], "hidden soft"),
+        (["--layer_mapping", "none"], "soft"),
+        (["--layer_mapping", "none", "--alpha", "0"], "hard"),
+        (["--layer_mapping", "uniform", "--alpha", "0.5"], "attention hidden embedding soft hard"),
+        (["--layer_mapping", "skip"], "attention hidden embedding soft"),
+        (["--layer_mapping", "last"], "attention hidden embedding soft"),
+        (["--cost_attention", "softmax2", "--T_emd", "5"], "attention hidden embedding soft"),
+        (["--projection", "shared", "--theta", "2"], "attention hidden embedding soft"),
+        (["--gradient_accumulation_steps", "2", "--T", "3"], "attention hidden embedding soft"),
+    ],
+    ids=" ".join,
+)
+def test_variants_run(options, losses, teacher, glue_dir, tmp_path):
+    run(*command(teacher, glue_dir, tmp_path / "out", *options))
+    entry = results(tmp_path / "out")["history"][-1]
+    assert {key for key in entry if key.endswith("_loss") and key not in ("train_loss", "eval_loss")} == {
+        f"{name}_loss" for name in losses.split()
+    }
+
+
+def test_weights_stay_uniform_without_cost_attention(teacher, glue_dir, tmp_path):
+    for name, option in (("a", ["--update_weight", "False"]), ("b", ["--cost_attention", "none"])):
+        run(*command(teacher, glue_dir, tmp_path / name, "--logging_steps", 2, *option))
+        for row in weights_csv(tmp_path / name):
+            assert row["hidden_student_1"] == row["attention_student_2"] == "0.500000"
+            assert row["hidden_teacher_3"] == "0.250000"
+
+
+@pytest.mark.parametrize("option", ["--separate", "--seperate"])
+def test_two_sets_of_weights(option, teacher, glue_dir, tmp_path):
+    run(*command(teacher, glue_dir, tmp_path / "out", "--logging_steps", 2, option))
+    row = weights_csv(tmp_path / "out")[-1]
+    assert row["attention_student_1"] != row["hidden_student_1"]
+
+
+def test_recipe_values_give_way_to_the_command_line(teacher, glue_dir, tmp_path):
+    arguments = [str(a) for a in command(teacher, glue_dir, tmp_path / "out", task="MRPC")]
+    distillation, task_args, args = parse(arguments)
+    assert (distillation.beta, distillation.T_emd, args.learning_rate) == (0.001, 10, 2e-5)  # 4-layer column
+    assert (args.num_train_epochs, task_args.max_seq_length) == (2, 32)
+    distillation, _, args = parse(
+        [*arguments, "--beta", "0.5", "--learning_rate", "1e-3", "--warmup_proportion", "0.2"]
+    )
+    assert (distillation.beta, args.learning_rate, args.warmup_steps) == (0.5, 1e-3, 0.2)
+
+
+def test_evaluate_a_finished_student(teacher, glue_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(*command(teacher, glue_dir, out))
+    accuracy = results(out)["eval_accuracy"]
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    for model in (["--student_model", out], []):
+        capsys.readouterr()
+        run(*command(teacher, glue_dir, out, "--do_eval", student=model))
+        assert f"dev: accuracy {accuracy:.4f}" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    run(*command(teacher, glue_dir, out, "--do_predict", student=[]))
+    assert (out / "RTE.tsv").exists()
+
+
+def test_a_student_learns(tmp_path):
+    """On a task whose first word tells the label, EMD distillation gets an untrained student to the teacher's level."""
+    from bert_finetune.run_glue import main as finetune
+
+    data = write_task(tmp_path / "data" / "SST-2", "SST-2", train=400, dev=100)
+    pretrained = save_bert(tmp_path / "pretrained", None)
+    shared = ["--task_name", "SST-2", "--data_dir", str(data), "--max_seq_length", "32", "--learning_rate", "2e-3"]
+    shared += ["--num_train_epochs", "4"]
+    finetune(
+        ["--model_name_or_path", str(pretrained), "--do_train", *shared, "--output_dir", str(tmp_path / "teacher")]
+    )
+    run("--teacher_model", tmp_path / "teacher", "--student_layers", 2, *shared, "--output_dir", tmp_path / "out")
+    found = results(tmp_path / "out")
+    assert found["teacher_eval_accuracy"] > 0.95
+    assert found["eval_accuracy"] > 0.9
+    first, last = found["history"][0], found["history"][-1]
+    assert last["hidden_loss"] < first["hidden_loss"] and last["attention_loss"] < first["attention_loss"]
+
+
+@pytest.mark.skipif(not (SHARED / "glue_data").exists(), reason="the official files are not here")
+@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
+    from bert_finetune.run_glue import main as finetune
+
+    shared = [
+        "--task_name",
+        task,
+        "--data_dir",
+        str(SHARED / "glue_data"),
+        "--max_seq_length",
+        "48",
+        "--max_steps",
+        "4",
+    ]
+    teacher = tmp_path / "teacher"
+    finetune(["--model_name_or_path", str(packaged_model), "--do_train", *shared, "--output_dir", str(teacher)])
+    run("--teacher_model", teacher, "--student_layers", 3, *shared, "--output_dir", tmp_path / "out")
+    found = results(tmp_path / "out")
+    assert np.isfinite(found[TASKS[task].best_metric]) and np.isfinite(found["eval_loss"])
+    with np.load(tmp_path / "out" / "flows.npz") as flows:
+        assert flows["hidden_flow"].shape[1:] == (3, 6)

