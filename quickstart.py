@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the three models go"
     )
     options = parser.parse_args(argv)
-    train_sentences, epochs = (None, 3) if options.full else (2400, 2)
+    train_sentences, epochs = (None, 3) if options.full else (1800, 2)
 
     fetch_model()
     fetch_text()
