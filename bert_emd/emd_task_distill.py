@@ -12,21 +12,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.hf_argparser import HfArg
 
 from bert_emd.attention_scores import expose_attention_scores
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
 from bert_emd.recipes import RECIPES, recipe_defaults
-from bert_emd.student import Student, parse_student_layers, student_from_teacher
+from bert_emd.student import (
+    Student,
+    parse_student_layers,
+    stored_projections,
+    student_from_teacher,
+    use_relu_head,
+)
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import Parser, RunArguments, TaskArguments, is_main_process
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError, reports_input_errors
 from bert_finetune.glue import Task
-from bert_finetune.metrics import chance_level
+from bert_finetune.metrics import chance_level, check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
 from bert_finetune.trainer import TaskTrainer, is_figure
 
@@ -74,8 +80,34 @@ class DistillationArguments:
     )
     projection: Literal["auto", "per_layer", "shared", "none"] = HfArg(
         default="auto",
-        help="Linear maps from student to teacher width: one per layer, one shared by all, none; auto is none for "
-        "equal widths, else per_layer.",
+        help="Linear maps from student to teacher width: one per layer, one shared by all, none; auto is what the "
+        "student's checkpoint brings, else none for equal widths, else per_layer.",
+    )
+    one_step: bool = HfArg(
+        default=True,
+        help="False: the first of two stages, layer losses only; go on with --pred_distill and this run's output as "
+        "--student_model.",
+    )
+    pred_distill: bool = HfArg(default=False, help="The second of two stages: the prediction loss only.")
+    teacher_mode: Literal["eval", "train"] = HfArg(
+        default="eval", help="train: the teacher's dropout is active while it teaches, as in the authors' code."
+    )
+    head: Literal["own", "relu"] = HfArg(
+        default="own",
+        help="relu: both models' logits are classifier(relu(pooled)), as in the authors' code; the saved student then "
+        "needs the relu for its score, which is said at the end.",
+    )
+    optimizer: Literal["adamw", "bert_adam"] = HfArg(
+        default="adamw",
+        help="bert_adam: the original BERT's, without bias correction, each tensor's gradient clipped to norm 1; "
+        "adamw: what --optim says, the whole gradient clipped to --max_grad_norm.",
+    )
+    pad_to_max_length: bool = HfArg(
+        default=False, help="Pad every training batch to --max_seq_length, not just to its longest example."
+    )
+    count_padding: bool = HfArg(
+        default=False,
+        help="Padded tokens count in the layer losses, as in the authors' code; needs --pad_to_max_length.",
     )
 
 
@@ -96,7 +128,7 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
         layers = len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers))
     else:
         raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
-    defaults = recipe_defaults(distillation.recipe, layers, task_args.task.name)
+    defaults = recipe_defaults(distillation.recipe, layers, task_args.task.name, distillation.pred_distill)
     parser.set_defaults(**defaults)
     distillation, task_args, args = parser.parse(argv)
     if is_main_process():
@@ -120,10 +152,18 @@ def main(argv: list[str] | None = None) -> None:
 def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments, task: Task) -> None:
     """Train a student, save the best one and its results; predict the test set where asked for."""
     check_output_dir(args, distillation.teacher_model, distillation.student_model)
+    check_metric(task, args.metric_for_best_model)
+    if distillation.count_padding and not distillation.pad_to_max_length:
+        raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
+    if not distillation.one_step and not distillation.pred_distill:
+        args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
     teacher = load_classifier(distillation.teacher_model, task, "--teacher_model", fine_tuned=True)
     tokenizer = load_shared_tokenizer(distillation, task_args.do_lower_case)
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
     student = load_student(distillation, teacher, task)
+    stored = None
+    if distillation.student_model:
+        stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
     check_length(student.config, task_args.max_seq_length)
     objective = make_objective(distillation, task_args, student.config, teacher.config)
     datasets = load_datasets(
@@ -132,7 +172,11 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     if objective.needs_layers:
         expose_attention_scores(teacher, "--teacher_model")
         expose_attention_scores(student, "--student_model")
-    trained = Student(student, teacher.config.hidden_size, distillation.projection)
+    trained = Student(student, teacher.config.hidden_size, distillation.projection, stored)
+    relus = [use_relu_head(model) for model in (teacher, student)] if distillation.head == "relu" else []
+    collator = DataCollatorWithPadding(tokenizer)
+    if distillation.pad_to_max_length:
+        collator = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=task_args.max_seq_length)
 
     checkpoint = start_output_dir(args)
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
@@ -146,11 +190,19 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         tokenizer,
         datasets.train,
         datasets.dev,
+        teacher_mode=distillation.teacher_mode,
+        optimizer=distillation.optimizer,
         teacher_metrics=teacher_metrics,
+        data_collator=collator,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.finish_training()
     trainer.write_predictions(datasets.test)
+    if relus:
+        for relu in relus:
+            relu.remove()
+        print("the figures above are with the relu before the classifier; the saved model, loaded as it is, has")
+        trainer.evaluate()
 
 
 def evaluate_student(
@@ -204,7 +256,7 @@ def make_objective(
 ) -> Objective:
     """The loss that the options describe. Raises InputError where the two models cannot be compared."""
     shape = student.num_hidden_layers, teacher.num_hidden_layers
-    if distillation.layer_mapping == "none":
+    if distillation.layer_mapping == "none" or distillation.pred_distill:
         mapping = None
     elif distillation.layer_mapping == "emd":
         kind = distillation.cost_attention if distillation.update_weight else "none"
@@ -222,7 +274,7 @@ def make_objective(
         )
     return Objective(
         mapping,
-        LayerCosts(task_args.max_seq_length),
+        LayerCosts(task_args.max_seq_length, distillation.count_padding),
         distillation.beta,
         distillation.theta,
         distillation.alpha,
@@ -230,6 +282,7 @@ def make_objective(
         distillation.use_att,
         distillation.use_rep,
         distillation.use_embedding,
+        use_prediction=distillation.one_step or distillation.pred_distill,
         regression=task_args.task.is_regression,
     )
 

@@ -1,12 +1,16 @@
 """The student: a plain transformers classifier, with projections to the teacher's width that only training needs."""
 
 import copy
+import re
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from bert_emd.objectives import LayerOutputs, evenly_spaced_layers
+from bert_finetune.checkpoints import output_layer, read_weights
 from bert_finetune.errors import InputError
 
 PROJECTIONS = ("auto", "per_layer", "shared", "none")
@@ -55,13 +59,52 @@ def _layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
+@dataclass(frozen=True)
+class StoredProjections:
+    """The maps to the teacher's width that a general-distilled checkpoint brings, each a (weight, bias).
+
+    per_layer: by layer, 0 for the embedding output (`fit_denses.{0..M}` of TinyBERT v2); shared: one for all layers
+    (`fit_dense` of TinyBERT v1, `share_fit_dense` of the BERT-EMD authors).
+    """
+
+    per_layer: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    shared: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjections:
+    """What a student's checkpoint (folder or hub name) brings; maps to another width than the teacher's are left out,
+    which is printed."""
+    found = {key: value for key, value in read_weights(name_or_path).items() if _PROJECTION.match(key)}
+    fitting = {key: value for key, value in found.items() if value.shape[0] == teacher_width}
+    if len(fitting) < len(found):
+        widths = sorted({value.shape[0] for value in found.values()} - {teacher_width})
+        print(f"{name_or_path}: its projections are to width {widths}, not to the teacher's {teacher_width}: not used")
+    pairs = {
+        key.removesuffix(".weight"): (value, fitting[key[: -len("weight")] + "bias"])
+        for key, value in fitting.items()
+        if key.endswith(".weight")
+    }
+    per_layer = {int(name.split(".")[1]): pair for name, pair in pairs.items() if name.startswith("fit_denses.")}
+    shared = pairs.get("share_fit_dense", pairs.get("fit_dense"))
+    return StoredProjections(per_layer, shared)
+
+
+_PROJECTION = re.compile(r"(fit_denses\.\d+|fit_dense|share_fit_dense)\.(weight|bias)$")
+
+
+def use_relu_head(model: PreTrainedModel) -> RemovableHandle:
+    """Make the logits `classifier(relu(pooled))`, as the authors' code does; the handle takes it back."""
+    return output_layer(model).register_forward_pre_hook(lambda module, inputs: (torch.relu(inputs[0]),))
+
+
 class Student(nn.Module):
     """A classifier with the linear maps that bring its hidden states to the teacher's width.
 
     projection: "per_layer" has one map for the embedding output and one for each layer, "shared" one for all (as the
-        authors train), "none" no map; "auto" is "none" where the widths are equal and the checkpoint brings no maps
-        of its own, else "per_layer".
-    stored: maps that the student's checkpoint brings, `{layer: (weight, bias)}` with 0 for the embedding output.
+        authors train), "none" no map; "auto" is what the checkpoint brings, else "none" where the widths are equal,
+        else "per_layer".
+    stored: maps that the student's checkpoint brings. Those of the chosen kind are where training starts; others, and
+        all without a checkpoint's, start at random.
     Raises InputError where there is no map and the widths differ.
     """
 
@@ -70,15 +113,18 @@ class Student(nn.Module):
         model: PreTrainedModel,
         teacher_width: int,
         projection: str = "auto",
-        stored: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+        stored: StoredProjections | None = None,
     ):
         super().__init__()
         self.model = model
         self.accepts_loss_kwargs = False
         width, layers = model.config.hidden_size, model.config.num_hidden_layers
-        stored = stored or {}
+        stored = stored or StoredProjections({}, None)
         if projection == "auto":
-            projection = "none" if width == teacher_width and not stored else "per_layer"
+            if stored.per_layer or (width != teacher_width and not stored.shared):
+                projection = "per_layer"
+            else:
+                projection = "shared" if stored.shared else "none"
         if projection == "none" and width != teacher_width:
             raise InputError(
                 f"--projection none: the student is {width} wide, the teacher {teacher_width}; use per_layer or shared"
@@ -89,10 +135,10 @@ class Student(nn.Module):
             for linear in self.projections:
                 linear.weight.normal_(std=model.config.initializer_range)
                 linear.bias.zero_()
-            if projection == "per_layer":
-                for layer, (weight, bias) in stored.items():
-                    self.projections[layer].weight.copy_(weight)
-                    self.projections[layer].bias.copy_(bias)
+            pairs = {"per_layer": stored.per_layer, "shared": {0: stored.shared} if stored.shared else {}}
+            for layer, (weight, bias) in pairs.get(projection, {}).items():
+                self.projections[layer].weight.copy_(weight)
+                self.projections[layer].bias.copy_(bias)
 
     @property
     def config(self):

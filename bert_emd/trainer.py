@@ -1,14 +1,17 @@
 """A transformers Trainer that asks a teacher."""
 
+import copy
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from bert_emd.bert_adam import BertAdam
 from bert_emd.history import LayerHistory
 from bert_emd.objectives import LayerOutputs, Objective
 from bert_emd.student import Student, layer_outputs
+from bert_finetune.arguments import RunArguments
 from bert_finetune.trainer import TaskTrainer
 
 # Beside a checkpoint's plain classifier: projections and layer weights, which only training needs.
@@ -20,6 +23,7 @@ class DistillationTrainer(TaskTrainer):
 
     teacher: None where the objective needs none. teacher_mode: "eval", or "train" for the authors' way, in which the
     teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the results file.
+    optimizer: "adamw" (whatever `args.optim` says), or "bert_adam" (`BertAdam`, which clips for itself).
     """
 
     def __init__(
@@ -27,12 +31,18 @@ class DistillationTrainer(TaskTrainer):
         student: Student,
         teacher: PreTrainedModel | None,
         objective: Objective,
+        run_arguments: RunArguments,
         *args,
         teacher_mode: str = "eval",
+        optimizer: str = "adamw",
         teacher_metrics: dict[str, float] | None = None,
         **kwargs,
     ):
-        super().__init__(student, *args, **kwargs)
+        if optimizer == "bert_adam":
+            run_arguments = copy.copy(run_arguments)
+            kwargs["optimizer_cls_and_kwargs"] = BertAdam, {"lr": run_arguments.learning_rate}
+            run_arguments.max_grad_norm = 0.0
+        super().__init__(student, run_arguments, *args, **kwargs)
         self.objective, self.layer_history = objective, LayerHistory()
         self.teacher_metrics = teacher_metrics or {}
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None

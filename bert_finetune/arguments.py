@@ -80,6 +80,17 @@ class RunArguments(TrainingArguments):
         default="group_by_length",
         help="Training batches of similar length (group_by_length), which wastes little on padding, or random.",
     )
+    lr_scheduler_type: str = HfArg(
+        default="linear",
+        aliases=["--schedule"],
+        help="Learning rate after the warm-up: linear (down to 0), constant, or another of transformers' schedules.",
+    )
+    dataloader_drop_last: bool = HfArg(
+        default=False, help="Leave out each epoch's last training batch where it is smaller than the others."
+    )
+    metric_for_best_model: str | None = HfArg(
+        default=None, help="Dev figure that chooses the best checkpoint; left out, the task's GLUE metric."
+    )
     load_best_model_at_end: bool = HfArg(
         default=True, help="End with the checkpoint that was best on the dev set, by the task's GLUE metric."
     )
@@ -106,10 +117,10 @@ class RunArguments(TrainingArguments):
         self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
-        # TrainingArguments would switch do_eval on by itself; here it means that the user asked for it.
-        do_eval = self.do_eval
+        # TrainingArguments would fill in both by itself; here they are what the user asked for.
+        asked = self.do_eval, self.metric_for_best_model
         super().__post_init__()
-        self.do_eval = do_eval
+        self.do_eval, self.metric_for_best_model = asked
 
 
 class Parser(HfArgumentParser):

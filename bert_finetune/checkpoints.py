@@ -8,30 +8,37 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
 
 
 def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
-    """The configuration of a model folder or hub name; `option` is named in the error when there is none."""
-    return _from_pretrained(AutoConfig, name_or_path, option)
+    """The configuration of a model folder or hub name; `option` is named in the error when there is none.
+
+    A folder without a `model_type`, as general-distilled students were published, holds a BERT.
+    """
+    settings, _ = _from_pretrained(PreTrainedConfig, name_or_path, option, loader="get_config_dict")
+    kind = BertConfig if settings and "model_type" not in settings else AutoConfig
+    return _from_pretrained(kind, name_or_path, option)
 
 
 def load_tokenizer(name_or_path: str, option: str, do_lower_case: bool | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; `do_lower_case` None leaves it as it was saved."""
     kwargs = {} if do_lower_case is None else {"do_lower_case": do_lower_case}
-    return _from_pretrained(AutoTokenizer, name_or_path, option, **kwargs)
+    return _from_pretrained(AutoTokenizer, name_or_path, option, config=load_config(name_or_path, option), **kwargs)
 
 
 def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool = False) -> PreTrainedModel:
@@ -79,6 +86,15 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
     return model
 
 
+def read_weights(name_or_path: str) -> dict[str, torch.Tensor]:
+    """All tensors of a model's weights file (safetensors, or pytorch_model.bin read as weights and nothing else)."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            return load_file(path) if name.endswith("safetensors") else torch.load(path, weights_only=True)
+    return {}
+
+
 def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
     """Raise InputError for inputs longer than the model has positions."""
     # RoBERTa and its kin number positions from padding id + 1.
@@ -89,15 +105,15 @@ def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
 
 def reorder_classes(model: PreTrainedModel, order: list[int]) -> None:
     """Reorder a classifier's classes in place: class k of the result is class `order[k]` of the model as it was."""
-    body = set(model.base_model.modules())
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module not in body and module.out_features == len(order)
-    ]
     with torch.no_grad():
-        for parameter in heads[-1].parameters():
+        for parameter in output_layer(model).parameters():
             parameter.copy_(parameter[order].clone())
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer that makes a classifier's logits: the last one outside the transformer itself."""
+    body = set(model.base_model.modules())
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and module not in body][-1]
 
 
 def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -115,11 +131,11 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         shutil.rmtree(aside)
 
 
-def _from_pretrained(loader, name_or_path: str, option: str, **kwargs):
+def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "from_pretrained", **kwargs):
     if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
         raise InputError(f"{option} {name_or_path}: no such folder")
     try:
-        return loader.from_pretrained(name_or_path, **kwargs)
+        return getattr(kind, loader)(name_or_path, **kwargs)
     except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         # transformers' messages run over several paragraphs; their first line is the reason.
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -58,8 +58,12 @@ class Task:
     @property
     def best_metric(self) -> str:
         """The dev figure that chooses the best checkpoint, as the trainer names it."""
+        return self.dev_figure(self.metric)
+
+    def dev_figure(self, metric: str) -> str:
+        """How the trainer names a figure on the (first) dev set."""
         first_dev = next(iter(self.dev))
-        return f"eval_{first_dev}_{self.metric}" if len(self.dev) > 1 else f"eval_{self.metric}"
+        return f"eval_{first_dev}_{metric}" if len(self.dev) > 1 else f"eval_{metric}"
 
 
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}

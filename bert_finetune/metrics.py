@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
 
 
@@ -36,6 +37,14 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     if task.metric == "f1":
         figures["f1"] = float(f1_score(labels, predictions, zero_division=0))
     return figures
+
+
+def check_metric(task: Task, metric: str | None) -> None:
+    """Raise InputError for a `--metric_for_best_model` that the task's evaluation does not give."""
+    labels = np.arange(2) % task.num_labels
+    figures = ["loss", *compute_metrics(task, np.eye(2, task.num_labels), labels)]
+    if metric not in (None, *figures):
+        raise InputError(f"--metric_for_best_model {metric}: {task.name} has {', '.join(figures)}")
 
 
 def chance_level(task: Task, labels: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from bert_finetune.arguments import Parser, RunArguments, TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.metrics import check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
 from bert_finetune.trainer import TaskTrainer
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.do_train or args.do_eval or args.do_predict):
         raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
     task = task_args.task
+    check_metric(task, args.metric_for_best_model)
     if args.do_train or args.output_dir != model_args.model_name_or_path:
         check_output_dir(args, model_args.model_name_or_path)
 

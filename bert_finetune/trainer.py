@@ -87,7 +87,8 @@ class TaskTrainer(Trainer):
         if train_dataset is None:
             args.report_to = []  # an evaluation by itself leaves no log
         if args.load_best_model_at_end:
-            args.metric_for_best_model, args.greater_is_better = task.best_metric, True
+            args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
+            args.greater_is_better = not args.metric_for_best_model.endswith("loss")
         super().__init__(
             model,
             args,
@@ -110,6 +111,15 @@ class TaskTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedBatches(self.args.train_batch_size, train_dataset or self.train_dataset, seed)
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        # The Trainer would drop a dev or test set's last rows too.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     # Evaluation goes from the longest example to the shortest, which wastes little on padding; no figure depends on
     # the order, and `predict` puts its rows back into the dataset's.

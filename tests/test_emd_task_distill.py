@@ -94,6 +94,9 @@ def test_a_narrower_student_with_its_own_checkpoint(teacher, small_student, glue
         (["--layer_mapping", "last"], "attention hidden embedding soft"),
         (["--cost_attention", "softmax2", "--T_emd", "5"], "attention hidden embedding soft"),
         (["--projection", "shared", "--theta", "2"], "attention hidden embedding soft"),
+        (["--optimizer", "bert_adam", "--schedule", "constant"], "attention hidden embedding soft"),
+        (["--pad_to_max_length", "--count_padding"], "attention hidden embedding soft"),
+        (["--teacher_mode", "train", "--dataloader_drop_last"], "attention hidden embedding soft"),
         (["--gradient_accumulation_steps", "2", "--T", "3"], "attention hidden embedding soft"),
     ],
     ids=" ".join,
@@ -132,6 +135,69 @@ def test_recipe_values_give_way_to_the_command_line(teacher, glue_dir, tmp_path)
     assert (distillation.beta, args.learning_rate, args.warmup_steps) == (0.5, 1e-3, 0.2)
 
 
+@pytest.mark.parametrize(("recipe", "cost_attention"), [("authors-2022", "normalize"), ("authors-2020", "softmax2")])
+def test_authors_recipes(recipe, cost_attention, small_student, glue_dir, tmp_path, capsys):
+    out, teacher = tmp_path / "out", save_bert(tmp_path / "teacher", TASKS["MRPC"].class_names)
+    options = ["--recipe", recipe, "--max_steps", 3, "--train_batch_size", 9]
+    run(*command(teacher, glue_dir, out, *options, task="MRPC", student=("--student_model", small_student)))
+    printed = capsys.readouterr().out
+    options = json.loads((out / "args.json").read_text())["options"]
+    expected = {
+        "recipe": recipe,
+        "cost_attention": cost_attention,
+        "teacher_mode": "train",
+        "head": "relu",
+        "projection": "shared",
+        "optimizer": "bert_adam",
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.01,
+        "count_padding": True,
+        "pad_to_max_length": True,
+        "dataloader_drop_last": True,
+        "train_sampling_strategy": "random",
+        "metric_for_best_model": "accuracy",
+        "eval_steps": 50,
+        "alpha": 1.0,
+        "T_emd": 10,
+        "max_seq_length": 32,  # given on the command line; the recipe's is 64
+    }
+    assert {name: options[name] for name in expected} == expected
+    assert f"recipe {recipe}" in printed and "--optimizer bert_adam" in printed
+    *_, said, plain = [line for line in printed.splitlines() if line.startswith(("dev:", "the figures"))]
+    assert "the saved model, loaded as it is, has" in said
+    # The saved model is the plain one: evaluating the folder gives the last line.
+    run(*command(teacher, glue_dir, out, "--do_eval", task="MRPC", student=()))
+    assert capsys.readouterr().out.splitlines()[-1] == plain
+
+
+def test_dropping_the_last_training_batch_keeps_every_dev_and_test_row(teacher, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    run(
+        *command(teacher, glue_dir, out, "--dataloader_drop_last", "--do_train", "--do_predict", "--eval_batch_size", 5)
+    )
+    assert len((out / "RTE.tsv").read_text().splitlines()) == 1 + 6
+    accuracy = results(out)["eval_accuracy"]
+    assert accuracy * 12 == pytest.approx(round(accuracy * 12))  # all 12 dev rows, not 10
+
+
+def test_two_stages(teacher, small_student, glue_dir, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(*command(teacher, glue_dir, first, "--one_step", "False", student=("--student_model", small_student)))
+    entry = results(first)["history"][-1]
+    assert entry["hidden_loss"] > 0 and "soft_loss" not in entry
+    run(*command(teacher, glue_dir, second, "--pred_distill", student=("--student_model", first)))
+    entry = results(second)["history"][-1]
+    assert entry["soft_loss"] > 0 and "hidden_loss" not in entry
+    assert not (second / "flows.npz").exists()
+
+
+def test_the_teacher_is_not_changed(teacher, glue_dir, tmp_path):
+    before = (teacher / "model.safetensors").read_bytes()
+    run(*command(teacher, glue_dir, tmp_path / "out", "--teacher_mode", "train", "--head", "relu"))
+    assert (teacher / "model.safetensors").read_bytes() == before
+
+
 def test_evaluate_a_finished_student(teacher, glue_dir, tmp_path, capsys):
     out = tmp_path / "out"
     run(*command(teacher, glue_dir, out))
@@ -144,6 +210,15 @@ def test_evaluate_a_finished_student(teacher, glue_dir, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     run(*command(teacher, glue_dir, out, "--do_predict", student=[]))
     assert (out / "RTE.tsv").exists()
+
+
+def small_copy(task, folder):
+    """The first rows of the official files, in their format."""
+    folder.mkdir()
+    for name, count in (("train.tsv", 200), ("dev.tsv", 60), ("test.tsv", 20)):
+        lines = (SHARED / "glue_data" / task / name).read_bytes().split(b"\n")
+        (folder / name).write_bytes(b"\n".join(lines[: 1 + count]))
+    return folder
 
 
 def test_a_student_learns(tmp_path):

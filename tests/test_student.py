@@ -1,10 +1,26 @@
+import json
+
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, ElectraConfig, ElectraForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+)
 
 from bert_emd.attention_scores import expose_attention_scores
-from bert_emd.student import Student, parse_student_layers, student_from_teacher
+from bert_emd.student import (
+    StoredProjections,
+    Student,
+    parse_student_layers,
+    stored_projections,
+    student_from_teacher,
+)
+from bert_finetune.checkpoints import load_classifier
 from bert_finetune.errors import InputError
+from bert_finetune.glue import get_task
 
 SIZES = {"vocab_size": 60, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 32}
 IDS = torch.tensor([[2, 10, 11, 3]])
@@ -73,8 +89,75 @@ def test_no_projection_needs_equal_widths():
 
 
 def test_stored_maps_are_used():
-    stored = {k: (torch.full((36, 24), float(k)), torch.full((36,), -float(k))) for k in range(3)}
-    student = Student(bert(2), 36, "auto", stored)
-    for k, linear in enumerate(student.projections):
-        assert (linear.weight == k).all() and (linear.bias == -k).all()
-    assert len(Student(bert(2), 24, "auto", {0: (torch.zeros(24, 24), torch.zeros(24))}).projections) == 3
+    maps = {k: (torch.full((36, 24), float(k)), torch.full((36,), -float(k))) for k in range(4)}
+    both = StoredProjections({k: maps[k] for k in range(3)}, maps[3])
+    for projection in ("auto", "per_layer"):
+        student = Student(bert(2), 36, projection, both)
+        for k, linear in enumerate(student.projections):
+            assert (linear.weight == k).all() and (linear.bias == -k).all()
+    for student in (Student(bert(2), 36, "shared", both), Student(bert(2), 36, "auto", StoredProjections({}, maps[3]))):
+        assert len(student.projections) == 1 and (student.projections[0].weight == 3).all()
+    square = {0: (torch.zeros(24, 24), torch.zeros(24))}
+    assert len(Student(bert(2), 24, "auto", StoredProjections(square, None)).projections) == 3
+
+
+def general_distilled(folder, maps, old_names=True):
+    """A student's checkpoint as TinyBERT publishes them: pytorch_model.bin of a pre-training model with maps."""
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES, num_hidden_layers=2)
+    model = BertForPreTraining(config)
+    weights = {}
+    for key, value in model.state_dict().items():
+        if old_names:
+            key = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        weights[key] = value.clone()
+    for name in maps:
+        weights |= {f"{name}.weight": torch.randn(36, 24), f"{name}.bias": torch.randn(36)}
+    folder.mkdir()
+    torch.save(weights, folder / "pytorch_model.bin")
+    settings = {key: value for key, value in config.to_dict().items() if key in SIZES or key == "num_hidden_layers"}
+    # Fields of their configuration file that no library knows.
+    settings |= {"model_type": "bert", "cell": {}, "structure": [], "emb_size": 24}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return weights
+
+
+V1, V2 = ["fit_dense"], ["fit_denses.0", "fit_denses.1", "fit_denses.2"]
+
+
+@pytest.mark.parametrize("maps", [V1, V2, []], ids=["v1", "v2", "none"])
+@pytest.mark.parametrize("old_names", [True, False], ids=["gamma", "weight"])
+def test_general_distilled_checkpoints(maps, old_names, tmp_path):
+    weights = general_distilled(tmp_path / "tinybert", maps, old_names)
+    model = load_classifier(str(tmp_path / "tinybert"), get_task("RTE"), "--student_model")
+    loaded = model.state_dict()
+    for key, value in weights.items():
+        key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if key.startswith("bert."):
+            assert torch.equal(loaded[key], value), key
+    stored = stored_projections(str(tmp_path / "tinybert"), 36)
+    student = Student(model, 36, "auto", stored)
+    names = maps or V2
+    assert len(student.projections) == len(names)
+    for name, linear in zip(maps, student.projections, strict=False):
+        assert torch.equal(linear.weight, weights[f"{name}.weight"])
+        assert torch.equal(linear.bias, weights[f"{name}.bias"])
+
+
+def test_maps_to_another_width_are_said_and_not_used(tmp_path, capsys):
+    general_distilled(tmp_path / "tinybert", V2)
+    stored = stored_projections(str(tmp_path / "tinybert"), 48)
+    assert stored == StoredProjections({}, None)
+    assert "its projections are to width [36], not to the teacher's 48: not used" in capsys.readouterr().out
+
+
+def test_a_file_that_is_more_than_weights_is_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "written by the pickle"), "w"))
+
+    general_distilled(tmp_path / "tinybert", V2)
+    torch.save({"bert.pooler.dense.weight": Payload()}, tmp_path / "tinybert" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"--student_model .*tinybert: cannot be loaded"):
+        load_classifier(str(tmp_path / "tinybert"), get_task("RTE"), "--student_model")
+    assert not (tmp_path / "written by the pickle").exists()

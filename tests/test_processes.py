@@ -1,0 +1,62 @@
+"""Two processes on half the batch each have the costs, flows and layer weights of one process on all of it."""
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+from bert_emd.layer_transport import LayerTransport
+from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
+
+M, N, BATCH, HEADS, LENGTH, WIDTH = 2, 3, 4, 2, 5, 6
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+
+    def outputs(layers):
+        return LayerOutputs(
+            torch.randn(BATCH, 2, generator=generator),
+            tuple(torch.randn(BATCH, LENGTH, WIDTH, generator=generator) for _ in range(layers + 1)),
+            tuple(torch.randn(BATCH, HEADS, LENGTH, LENGTH, generator=generator) for _ in range(layers)),
+        )
+
+    # Lengths that differ between the halves: a mean of the halves' means would not be the mean.
+    mask = (torch.arange(LENGTH) < torch.tensor([5, 4, 2, 1])[:, None]).long()
+    return outputs(M), outputs(N), mask
+
+
+def steps(rows: slice) -> tuple[list[float], list, dict]:
+    student, teacher, mask = batch()
+    parts = [
+        LayerOutputs(o.logits[rows], *(tuple(x[rows] for x in xs) for xs in (o.hidden_states, o.attention_scores)))
+        for o in (student, teacher)
+    ]
+    objective = Objective(LayerTransport(M, N), LayerCosts(8), beta=0.1)
+    losses, flows = [], []
+    for _ in range(3):
+        loss, _, transport = objective(*parts, mask[rows], None)
+        losses.append(loss.item())
+        flows.append(transport.hidden_flow)
+    return losses, flows, objective.state_dict()
+
+
+def worker(rank: int, address: str, results) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    results[rank] = steps(slice(2 * rank, 2 * rank + 2))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(worker, (f"file://{tmp_path}/store", results), nprocs=2)
+        halves = [results[0], results[1]]
+    losses, flows, state = steps(slice(None))
+    for step in range(3):
+        # Gradients are averaged over processes, so the mean of their losses must be the whole batch's loss.
+        torch.testing.assert_close((halves[0][0][step] + halves[1][0][step]) / 2, losses[step], rtol=1e-5, atol=1e-7)
+        for half in halves:
+            torch.testing.assert_close(torch.tensor(half[1][step]), torch.tensor(flows[step]), rtol=1e-5, atol=1e-7)
+    for name, value in state.items():
+        torch.testing.assert_close(halves[0][2][name], value, rtol=1e-5, atol=1e-7)
+        assert torch.equal(halves[0][2][name], halves[1][2][name])
