@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SHARED, save_bert
+from conftest import SHARED, official_head, save_bert
 from glue_files import write_task
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -212,15 +212,6 @@ def test_evaluate_a_finished_student(teacher, glue_dir, tmp_path, capsys):
     assert (out / "RTE.tsv").exists()
 
 
-def small_copy(task, folder):
-    """The first rows of the official files, in their format."""
-    folder.mkdir()
-    for name, count in (("train.tsv", 200), ("dev.tsv", 60), ("test.tsv", 20)):
-        lines = (SHARED / "glue_data" / task / name).read_bytes().split(b"\n")
-        (folder / name).write_bytes(b"\n".join(lines[: 1 + count]))
-    return folder
-
-
 def test_a_student_learns(tmp_path):
     """On a task whose first word tells the label, EMD distillation gets an untrained student to the teacher's level."""
     from bert_finetune.run_glue import main as finetune
@@ -245,16 +236,8 @@ def test_a_student_learns(tmp_path):
 def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
     from bert_finetune.run_glue import main as finetune
 
-    shared = [
-        "--task_name",
-        task,
-        "--data_dir",
-        str(SHARED / "glue_data"),
-        "--max_seq_length",
-        "48",
-        "--max_steps",
-        "4",
-    ]
+    data = official_head(task, tmp_path / "data")
+    shared = ["--task_name", task, "--data_dir", str(data), "--max_seq_length", "48", "--max_steps", "4"]
     teacher = tmp_path / "teacher"
     finetune(["--model_name_or_path", str(packaged_model), "--do_train", *shared, "--output_dir", str(teacher)])
     run("--teacher_model", teacher, "--student_layers", 3, *shared, "--output_dir", tmp_path / "out")
