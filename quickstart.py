@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the three models go"
     )
     options = parser.parse_args(argv)
+    options.output_dir = options.output_dir.resolve()
     train_sentences, epochs = (None, 3) if options.full else (1800, 2)
 
     fetch_model()
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         "--output_dir",
         plain,
     )
-    run("bert_emd/emd_task_distill.py", *student, "--alpha", 0.5, *shared, "--output_dir", emd)
+    run("bert_emd/emd_task_distill.py", *student, "--alpha", 0.5, "--beta", 1, *shared, "--output_dir", emd)
     report(options.output_dir, {"teacher": teacher, "plain student": plain, "EMD student": emd}, dev)
 
 

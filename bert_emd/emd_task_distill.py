@@ -7,8 +7,10 @@ Several GPUs: torchrun --nproc_per_node 4 emd_task_distill.py ... (or accelerate
 TrainingArguments works too; see --help.
 """
 
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
@@ -16,10 +18,11 @@ from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedMo
 from transformers.hf_argparser import HfArg
 
 from bert_emd.attention_scores import expose_attention_scores
-from bert_emd.layer_transport import LayerTransport
+from bert_emd.layer_transport import WEIGHT_UPDATES, LayerTransport
 from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
 from bert_emd.recipes import RECIPES, recipe_defaults
 from bert_emd.student import (
+    PROJECTIONS,
     Student,
     parse_student_layers,
     stored_projections,
@@ -67,7 +70,7 @@ class DistillationArguments:
     use_att: bool = HfArg(default=True, help="Learn attention scores.")
     use_rep: bool = HfArg(default=True, help="Learn hidden states.")
     use_embedding: bool = HfArg(default=True, help="Learn the embedding output.")
-    cost_attention: Literal["normalize", "softmax", "softmax2", "none"] = HfArg(
+    cost_attention: Literal[WEIGHT_UPDATES] = HfArg(
         default="normalize",
         help="How layer weights follow the costs: normalize (the authors' code since 2021), softmax, softmax2 (their "
         "code of 2020), none (weights stay uniform).",
@@ -78,7 +81,7 @@ class DistillationArguments:
         aliases=["--seperate"],
         help="Keep two sets of layer weights, for attention and for hidden states, and not their mean for both.",
     )
-    projection: Literal["auto", "per_layer", "shared", "none"] = HfArg(
+    projection: Literal[PROJECTIONS] = HfArg(
         default="auto",
         help="Linear maps from student to teacher width: one per layer, one shared by all, none; auto is what the "
         "student's checkpoint brings, else none for equal widths, else per_layer.",
@@ -94,8 +97,8 @@ class DistillationArguments:
     )
     head: Literal["own", "relu"] = HfArg(
         default="own",
-        help="relu: both models' logits are classifier(relu(pooled)), as in the authors' code; the saved student then "
-        "needs the relu for its score, which is said at the end.",
+        help="relu: both models' logits are classifier(relu(pooled)), as in the authors' code. A saved model has no "
+        "relu there: eval_results then holds its figures without it too, as own_head_eval_...",
     )
     optimizer: Literal["adamw", "bert_adam"] = HfArg(
         default="adamw",
@@ -118,7 +121,9 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
     # A first look, at what the recipe's values depend on: its name, the task, the number of student layers.
     distillation, task_args, args = parser.parse(argv)
     if not trains(args):
-        return distillation, task_args, args
+        parser.set_defaults(**defaults_of_run(distillation.student_model or args.output_dir))
+        return parser.parse(argv)
+    check_values(distillation, args)
     if distillation.teacher_model is None:
         raise InputError("--teacher_model is missing: give the folder of a fine-tuned model, or its hub name")
     if distillation.student_model:
@@ -138,6 +143,36 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
     return distillation, task_args, args
 
 
+def defaults_of_run(folder: str) -> dict:
+    """The length and head that a finished student was trained with, from the `args.json` beside it."""
+    try:
+        options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
+        return {name: options[name] for name in ("max_seq_length", "head")}
+    except (OSError, ValueError, KeyError):
+        return {}  # not a run of this script
+
+
+def check_values(distillation: DistillationArguments, args: RunArguments) -> None:
+    """Raise InputError for values outside their range, and for options that do not go together."""
+    for name, fits in (
+        ("T", distillation.T > 0),
+        ("T_emd", distillation.T_emd > 0),
+        ("beta", distillation.beta >= 0),
+        ("theta", distillation.theta >= 0),
+        ("alpha", 0 <= distillation.alpha <= 1),
+    ):
+        if not fits:
+            rule = {"alpha": "from 0 to 1", "T": "above 0", "T_emd": "above 0"}.get(name, "0 or more")
+            raise InputError(f"--{name} {getattr(distillation, name)}: must be {rule}")
+    if distillation.student_model and distillation.student_layers:
+        raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
+    if distillation.count_padding and not distillation.pad_to_max_length:
+        raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
+    for name in ("label_smoothing_factor", "neftune_noise_alpha", "activation_checkpointing"):
+        if getattr(args, name):
+            raise InputError(f"--{name}: is not supported in distillation; leave it out")
+
+
 def trains(args: RunArguments) -> bool:
     """As in the authors' script, `--do_eval` or `--do_predict` alone look at a student that is finished."""
     return args.do_train or not (args.do_eval or args.do_predict)
@@ -153,8 +188,6 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     """Train a student, save the best one and its results; predict the test set where asked for."""
     check_output_dir(args, distillation.teacher_model, distillation.student_model)
     check_metric(task, args.metric_for_best_model)
-    if distillation.count_padding and not distillation.pad_to_max_length:
-        raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
     if not distillation.one_step and not distillation.pred_distill:
         args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
     teacher = load_classifier(distillation.teacher_model, task, "--teacher_model", fine_tuned=True)
@@ -164,12 +197,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     stored = None
     if distillation.student_model:
         stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
-    check_length(student.config, task_args.max_seq_length)
+    for model in (teacher, student):
+        check_length(model.config, task_args.max_seq_length)
     objective = make_objective(distillation, task_args, student.config, teacher.config)
     datasets = load_datasets(
         task, task_args.file, tokenizer, task_args.max_seq_length, train=True, test=args.do_predict
     )
-    if objective.needs_layers:
+    if "attention" in objective.looks_at:
         expose_attention_scores(teacher, "--teacher_model")
         expose_attention_scores(student, "--student_model")
     trained = Student(student, teacher.config.hidden_size, distillation.projection, stored)
@@ -180,7 +214,6 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
 
     checkpoint = start_output_dir(args)
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
-    write_run_description(args.output_dir, distillation, task_args, args)
     trainer = DistillationTrainer(
         trained,
         teacher if objective.needs_teacher else None,
@@ -193,16 +226,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         teacher_mode=distillation.teacher_mode,
         optimizer=distillation.optimizer,
         teacher_metrics=teacher_metrics,
+        relu_heads=relus,
         data_collator=collator,
     )
+    write_run_description(args, distillation, task_args)
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.finish_training()
     trainer.write_predictions(datasets.test)
-    if relus:
-        for relu in relus:
-            relu.remove()
-        print("the figures above are with the relu before the classifier; the saved model, loaded as it is, has")
-        trainer.evaluate()
+    trainer.finish_training()
 
 
 def evaluate_student(
@@ -218,6 +248,8 @@ def evaluate_student(
     datasets = load_datasets(
         task, task_args.file, tokenizer, task_args.max_seq_length, train=False, test=args.do_predict
     )
+    if distillation.head == "relu":
+        use_relu_head(model)
     trainer = TaskTrainer(model, args, task, tokenizer, eval_datasets=datasets.dev)
     if args.do_eval:
         trainer.evaluate()
@@ -238,7 +270,8 @@ def load_shared_tokenizer(distillation: DistillationArguments, do_lower_case: bo
             f"--teacher_model {distillation.teacher_model} ({len(theirs)} tokens), see {token!r}; both must read the "
             "same input"
         )
-    return students
+    # A model without segment ids ignores them, but one that has them must be given them.
+    return students if "token_type_ids" in students.model_input_names else teachers
 
 
 def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:

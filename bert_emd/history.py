@@ -58,6 +58,14 @@ class LayerHistory:
         np.savez(aside, **arrays, **pending, pending_count=self._count)
         os.replace(aside, folder / "flows.npz")
 
+    def write(self, folder: str | Path) -> None:
+        """Write what a finished run leaves: `flows.npz` where layers were matched, and `layer_weights.csv` where they
+        were weighed."""
+        if self._records["steps"]:
+            self.save(folder)
+        if any(name.endswith("_weights") for name in self._records):
+            self.write_weights(folder)
+
     def load(self, folder: str | Path) -> None:
         """Go on from what `save` wrote."""
         with np.load(Path(folder) / "flows.npz", allow_pickle=False) as arrays:

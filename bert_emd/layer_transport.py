@@ -50,10 +50,10 @@ def solve_transport(
 
     Both weight vectors sum to 1; costs are finite and not negative. Exact: a vertex of the transport polytope, with at
     most M + N - 1 non-zeros. `solver`: "pyemd" or "pot", both network simplex in float64.
-    Raises ValueError for a cost that is not finite.
+    Raises FloatingPointError for a cost that is not finite.
     """
     if not np.isfinite(cost).all():
-        raise ValueError("the cost matrix holds NaN or infinity")
+        raise FloatingPointError("the cost matrix holds NaN or infinity")
     # Solvers stop at an absolute tolerance, so costs are brought to the order of 1 first; the flow does not change.
     scale = cost.max()
     return SOLVERS[solver](student_weights, teacher_weights, cost / scale if scale > 0 else cost)

@@ -26,10 +26,10 @@ from bert_finetune.errors import InputError
 @dataclass(frozen=True)
 class LayerOutputs:
     """What the losses look at: `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length, width), the
-    embedding output first; None where not asked for), `attention_scores` (layers of (batch, heads, length, length),
-    pre-softmax, no mask applied)."""
+    embedding output first), `attention_scores` (layers of (batch, heads, length, length), pre-softmax, no mask
+    applied). None for what was not asked for."""
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attention_scores: tuple[torch.Tensor, ...] | None = None
 
@@ -94,7 +94,10 @@ def prediction_loss(
     Regression (logits (batch, 1)): the mean squared errors to the teacher's and to the true values.
     """
     terms = {}
+    # Losses are computed in float32, also where the models run in a lower precision.
+    student_logits = student_logits.float()
     if alpha > 0:
+        teacher_logits = teacher_logits.float()
         if regression:
             terms["soft_loss"] = functional.mse_loss(student_logits.view(-1), teacher_logits.view(-1))
         else:
@@ -103,7 +106,7 @@ def prediction_loss(
             terms["soft_loss"] = -(targets * log_probabilities).mean() * temperature**2
     if alpha < 1:
         if regression:
-            terms["hard_loss"] = functional.mse_loss(student_logits.view(-1), labels.view(-1).to(student_logits.dtype))
+            terms["hard_loss"] = functional.mse_loss(student_logits.view(-1), labels.view(-1).float())
         else:
             terms["hard_loss"] = functional.cross_entropy(student_logits, labels.view(-1))
     weights = {"soft_loss": alpha, "hard_loss": 1 - alpha}
@@ -176,16 +179,24 @@ class Objective(nn.Module):
         self.use_hidden = use_hidden and mapping is not None
         self.use_embedding = use_embedding and mapping is not None
         self.use_prediction, self.regression = use_prediction, regression
+        if not self.looks_at:
+            raise InputError("no loss is left to train with; leave one of attention, hidden, embedding, prediction in")
 
     @property
-    def needs_layers(self) -> bool:
-        """Whether hidden states and attention scores are looked at."""
-        return self.use_attention or self.use_hidden or self.use_embedding
+    def looks_at(self) -> frozenset[str]:
+        """The parts of a model's output that count: of "logits", "embedding", "hidden", "attention"."""
+        parts = {
+            "logits": self.use_prediction,
+            "embedding": self.use_embedding,
+            "hidden": self.use_hidden,
+            "attention": self.use_attention,
+        }
+        return frozenset(part for part, used in parts.items() if used)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher is looked at: not when only the labels teach."""
-        return self.needs_layers or (self.use_prediction and self.alpha > 0)
+        return bool(self.looks_at - {"logits"}) or (self.use_prediction and self.alpha > 0)
 
     def forward(
         self,

@@ -18,8 +18,11 @@ def draw_flow(run: str | Path, path: str | Path) -> None:
     between its two layers. The grey scale is common to both panels and prints well.
     """
     with np.load(Path(run) / "flows.npz", allow_pickle=False) as arrays:
+        steps = np.diff(arrays["steps"], prepend=0)  # how many each record stands for
         flows = {
-            branch: 100 * arrays[f"{branch}_flow"].mean(axis=0) for branch in _TITLES if f"{branch}_flow" in arrays
+            branch: 100 * np.average(arrays[f"{branch}_flow"], axis=0, weights=steps)
+            for branch in _TITLES
+            if f"{branch}_flow" in arrays
         }
     student_layers, teacher_layers = next(iter(flows.values())).shape
     top = max(flow.max() for flow in flows.values())

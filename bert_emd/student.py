@@ -117,7 +117,6 @@ class Student(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self.accepts_loss_kwargs = False
         width, layers = model.config.hidden_size, model.config.num_hidden_layers
         stored = stored or StoredProjections({}, None)
         if projection == "auto":
@@ -144,20 +143,34 @@ class Student(nn.Module):
     def config(self):
         return self.model.config
 
-    def forward(self, labels: torch.Tensor | None = None, with_layers: bool = False, **inputs):
-        """The classifier's own output, or, `with_layers`, the `LayerOutputs` that the losses look at."""
-        if not with_layers:
+    def forward(self, labels: torch.Tensor | None = None, parts: frozenset[str] | None = None, **inputs):
+        """The classifier's own output, or, with `parts` (`Objective.looks_at`), those parts as `LayerOutputs`.
+
+        Nothing else is returned then: in a distributed run every output must take part in the loss.
+        """
+        if parts is None:
             return self.model(labels=labels, **inputs)
-        outputs = layer_outputs(self.model, **inputs)
+        outputs = layer_outputs(self.model, parts, **inputs)
         return LayerOutputs(outputs.logits, self._project(outputs.hidden_states), outputs.attention_scores)
 
-    def _project(self, hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        if not len(self.projections):
+    def _project(self, hidden_states: tuple[torch.Tensor | None, ...] | None) -> tuple | None:
+        if hidden_states is None or not len(self.projections):
             return hidden_states
-        return tuple(self.projections[k % len(self.projections)](state) for k, state in enumerate(hidden_states))
+        return tuple(
+            None if state is None else self.projections[k % len(self.projections)](state)
+            for k, state in enumerate(hidden_states)
+        )
 
 
-def layer_outputs(model: PreTrainedModel, **inputs) -> LayerOutputs:
-    """A forward pass of a model prepared with `expose_attention_scores`, with all that the losses look at."""
-    outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
-    return LayerOutputs(outputs.logits, outputs.hidden_states, outputs.attentions)
+def layer_outputs(model: PreTrainedModel, parts: frozenset[str], **inputs) -> LayerOutputs:
+    """A forward pass of a model prepared with `expose_attention_scores`, with the parts (of "logits", "embedding",
+    "hidden", "attention") that are asked for; hidden states that are not asked for are None in their tuple."""
+    outputs = model(
+        **inputs,
+        output_hidden_states=not parts.isdisjoint({"embedding", "hidden"}),
+        output_attentions="attention" in parts,
+    )
+    states = outputs.hidden_states
+    if states is not None:
+        states = tuple(state if ("hidden" if k else "embedding") in parts else None for k, state in enumerate(states))
+    return LayerOutputs(outputs.logits if "logits" in parts else None, states, outputs.attentions)

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from bert_emd.bert_adam import BertAdam
 from bert_emd.history import LayerHistory
-from bert_emd.objectives import LayerOutputs, Objective
+from bert_emd.objectives import Objective
 from bert_emd.student import Student, layer_outputs
 from bert_finetune.arguments import RunArguments
-from bert_finetune.trainer import TaskTrainer
+from bert_finetune.trainer import TaskTrainer, format_figures
 
 # Beside a checkpoint's plain classifier: projections and layer weights, which only training needs.
 _STATE_FILE = "distillation.safetensors"
@@ -23,6 +24,7 @@ class DistillationTrainer(TaskTrainer):
 
     teacher: None where the objective needs none. teacher_mode: "eval", or "train" for the authors' way, in which the
     teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the results file.
+    relu_heads: handles of `use_relu_head`; they are removed in the end, and the figures without them given too.
     optimizer: "adamw" (whatever `args.optim` says), or "bert_adam" (`BertAdam`, which clips for itself).
     """
 
@@ -36,6 +38,7 @@ class DistillationTrainer(TaskTrainer):
         teacher_mode: str = "eval",
         optimizer: str = "adamw",
         teacher_metrics: dict[str, float] | None = None,
+        relu_heads: list[RemovableHandle] | None = None,
         **kwargs,
     ):
         if optimizer == "bert_adam":
@@ -44,7 +47,7 @@ class DistillationTrainer(TaskTrainer):
             run_arguments.max_grad_norm = 0.0
         super().__init__(student, run_arguments, *args, **kwargs)
         self.objective, self.layer_history = objective, LayerHistory()
-        self.teacher_metrics = teacher_metrics or {}
+        self.teacher_metrics, self.relu_heads = teacher_metrics or {}, relu_heads or []
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
         if self.teacher is not None:
             self.teacher.train(teacher_mode == "train")
@@ -57,21 +60,20 @@ class DistillationTrainer(TaskTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         labels = inputs.pop("labels")
-        student = model(**inputs, with_layers=True) if self.objective.needs_layers else _only_logits(model, inputs)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher = self._ask_teacher(inputs)
-        loss, terms, transport = self.objective(student, teacher, inputs["attention_mask"], labels)
+        parts = self.objective.looks_at
+        student = model(**inputs, parts=parts)
+        teacher = None
+        if self.objective.needs_teacher:
+            with torch.no_grad(), self.accelerator.autocast():
+                teacher = layer_outputs(self.teacher, parts, **inputs)
+        try:
+            loss, terms, transport = self.objective(student, teacher, inputs["attention_mask"], labels)
+        except FloatingPointError:
+            self.stop_diverged(f"the costs between layers are not finite at step {self.state.global_step + 1}")
         self.record({"train_loss": loss, **terms})
         if transport is not None:
             self.layer_history.add(transport)
         return (loss, student) if return_outputs else loss
-
-    def _ask_teacher(self, inputs: dict[str, torch.Tensor]) -> LayerOutputs | None:
-        if not self.objective.needs_teacher:
-            return None
-        return (
-            layer_outputs(self.teacher, **inputs) if self.objective.needs_layers else _only_logits(self.teacher, inputs)
-        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -81,12 +83,18 @@ class DistillationTrainer(TaskTrainer):
     def finish_training(self) -> None:
         super().finish_training()
         self.layer_history.record(self.state.global_step, self.objective.mapping)
-        if self.is_world_process_zero() and self.objective.mapping is not None:
-            self.layer_history.save(self.args.output_dir)
-            self.layer_history.write_weights(self.args.output_dir)
+        if self.is_world_process_zero():
+            self.layer_history.write(self.args.output_dir)
 
     def results(self) -> dict:
-        return super().results() | {f"teacher_{key}": value for key, value in self.teacher_metrics.items()}
+        results = super().results() | {f"teacher_{key}": value for key, value in self.teacher_metrics.items()}
+        if self.relu_heads:
+            for handle in self.relu_heads:
+                handle.remove()
+            own = self.final_figures()
+            results |= {f"own_head_{key}": value for key, value in own.items()}
+            print(f"figures are with a relu before the classifier; the saved model as it is: {format_figures(own)}")
+        return results
 
     # A checkpoint is the plain classifier, as from_pretrained reads it, plus what only training needs.
 
@@ -116,7 +124,3 @@ class DistillationTrainer(TaskTrainer):
     def _load_best_model(self) -> None:
         weights = load_file(Path(self.state.best_model_checkpoint) / "model.safetensors")
         self.classifier.load_state_dict(weights)
-
-
-def _only_logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> LayerOutputs:
-    return LayerOutputs(model(**inputs).logits)

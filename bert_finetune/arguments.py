@@ -71,8 +71,12 @@ class RunArguments(TrainingArguments):
     evaluate_during_training: bool = HfArg(
         default=False, help="Evaluate and save every --save_steps steps (500 if not given)."
     )
-    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: epoch, steps or no.")
-    save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: epoch, steps or no.")
+    eval_strategy: str | None = HfArg(
+        default=None, help="When to evaluate: epoch, steps or no; left out, steps if a number of steps is given."
+    )
+    save_strategy: str | None = HfArg(
+        default=None, help="When to save a checkpoint: epoch, steps or no; left out, whenever there is an evaluation."
+    )
     save_total_limit: int | None = HfArg(
         default=1, help="Checkpoints to keep in --output_dir beside the best one; the finished model lies beside them."
     )
@@ -112,11 +116,25 @@ class RunArguments(TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Drop data columns that the model does not take.")
 
     def __post_init__(self):
-        if self.evaluate_during_training or self.eval_steps or self.save_steps:
-            self.eval_strategy = self.save_strategy = "steps"
+        stepwise = self.evaluate_during_training or self.eval_steps or self.save_steps
+        if self.eval_strategy is None:
+            self.eval_strategy = self.save_strategy if self.save_strategy in ("steps", "epoch") else None
+            self.eval_strategy = self.eval_strategy or ("steps" if stepwise else "epoch")
+        if self.save_strategy is None:
+            self.save_strategy = "epoch" if self.eval_strategy == "no" and not stepwise else self.eval_strategy
+            self.save_strategy = "steps" if self.eval_strategy == "no" and stepwise else self.save_strategy
         self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
+        for option, value in (
+            ("train_batch_size", self.per_device_train_batch_size),
+            ("eval_batch_size", self.per_device_eval_batch_size),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"--{option} {value}: must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed {self.seed}: must be from 0 to 4294967295")
         # TrainingArguments would fill in both by itself; here they are what the user asked for.
         asked = self.do_eval, self.metric_for_best_model
         super().__post_init__()

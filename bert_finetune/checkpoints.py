@@ -28,17 +28,22 @@ from bert_finetune.glue import Task
 def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
     """The configuration of a model folder or hub name; `option` is named in the error when there is none.
 
-    A folder without a `model_type`, as general-distilled students were published, holds a BERT.
+    One without a `model_type`, as general-distilled students were published, is a BERT's.
     """
-    settings, _ = _from_pretrained(PreTrainedConfig, name_or_path, option, loader="get_config_dict")
-    kind = BertConfig if settings and "model_type" not in settings else AutoConfig
-    return _from_pretrained(kind, name_or_path, option)
+    return _from_pretrained(_config_class(name_or_path, option), name_or_path, option)
 
 
 def load_tokenizer(name_or_path: str, option: str, do_lower_case: bool | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; `do_lower_case` None leaves it as it was saved."""
     kwargs = {} if do_lower_case is None else {"do_lower_case": do_lower_case}
-    return _from_pretrained(AutoTokenizer, name_or_path, option, config=load_config(name_or_path, option), **kwargs)
+    if _config_class(name_or_path, option) is BertConfig:
+        kwargs["config"] = load_config(name_or_path, option)
+    return _from_pretrained(AutoTokenizer, name_or_path, option, **kwargs)
+
+
+def _config_class(name_or_path: str, option: str) -> type:
+    settings, _ = _from_pretrained(PreTrainedConfig, name_or_path, option, loader="get_config_dict")
+    return BertConfig if settings and "model_type" not in settings else AutoConfig
 
 
 def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool = False) -> PreTrainedModel:

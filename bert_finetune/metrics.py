@@ -1,7 +1,5 @@
 """GLUE's metrics, from scikit-learn and scipy."""
 
-import warnings
-
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -24,12 +22,7 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     """
     predictions = predictions_from_logits(task, logits)
     if task.is_regression:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy warns of the constant prediction that is handled here
-            pearson, spearman = (
-                float(np.nan_to_num(correlation(predictions, labels).statistic))
-                for correlation in (pearsonr, spearmanr)
-            )
+        pearson, spearman = (_correlation(kind, predictions, labels) for kind in (pearsonr, spearmanr))
         return {"pearson": pearson, "spearman": spearman, "corr": (pearson + spearman) / 2}
     figures = {"accuracy": float(accuracy_score(labels, predictions))}
     if task.metric == "mcc":
@@ -37,6 +30,12 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     if task.metric == "f1":
         figures["f1"] = float(f1_score(labels, predictions, zero_division=0))
     return figures
+
+
+def _correlation(kind, predictions: np.ndarray, labels: np.ndarray) -> float:
+    if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    return float(kind(predictions, labels).statistic)
 
 
 def check_metric(task: Task, metric: str | None) -> None:

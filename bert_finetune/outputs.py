@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -24,8 +25,10 @@ _RUN_FILES = (
     ".saving-*",
     "model*.safetensors*",
     "config.json",
-    "tokenizer*",
-    "vocab*",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -41,12 +44,14 @@ def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
     """Refuse an output folder that is one of the folders read (`sources`), or that holds a run, unless it is to be
     replaced or resumed."""
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder}: is a file, not a folder")
-    if folder.resolve() in {Path(source).resolve() for source in sources if source}:
-        raise InputError(f"--output_dir {folder}: is also read from; choose another folder")
-    holds_run = (
-        (folder / "args.json").exists() or any(folder.glob("checkpoint-*")) or any(folder.glob("model*.safetensors"))
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--output_dir {folder}: {path} is a file, not a folder")
+    for source in map(Path, filter(None, sources)):
+        if folder.resolve() in (source.resolve(), *source.resolve().parents):
+            raise InputError(f"--output_dir {folder}: {source} is also read from; choose another folder")
+    holds_run = any(
+        next(folder.glob(pattern), None) for pattern in ("checkpoint-*", "model*.safetensors", "eval_results.*")
     )
     if holds_run and not args.overwrite_output_dir and args.resume_from_checkpoint is None:
         raise InputError(
@@ -60,25 +65,27 @@ def start_output_dir(args: TrainingArguments) -> str | None:
 
     With `--overwrite_output_dir` the earlier run's files are removed. When resuming, checkpoints that a killed run
     left incomplete are removed: a checkpoint is complete once its trainer_state.json, written last, can be read.
+    Raises InputError for a folder that cannot be written, or a checkpoint that is not complete.
     """
-    folder = Path(args.output_dir)
-    if args.overwrite_output_dir and args.resume_from_checkpoint is None:
-        for pattern in _RUN_FILES:
-            for path in folder.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.resume_from_checkpoint not in (None, "last"):
-        if not _is_complete(Path(args.resume_from_checkpoint)):
-            raise InputError(
-                f"--resume_from_checkpoint {args.resume_from_checkpoint}: not a complete checkpoint folder"
-            )
-        return args.resume_from_checkpoint
-    if args.resume_from_checkpoint is None:
-        return None
-    for path in folder.glob("checkpoint-*"):
-        if not _is_complete(path):
-            shutil.rmtree(path)
-    return last_checkpoint(folder)
+    folder, resume = Path(args.output_dir), args.resume_from_checkpoint
+    if resume not in (None, "last") and not _is_complete(Path(resume)):
+        raise InputError(f"--resume_from_checkpoint {resume}: not a complete checkpoint folder")
+    # With several processes the first tidies up, and the others then find nothing left to do.
+    with args.main_process_first(local=False):
+        try:
+            if resume is None and args.overwrite_output_dir:
+                _remove(path for pattern in _RUN_FILES for path in folder.glob(pattern))
+            if resume == "last":
+                _remove(path for path in folder.glob("checkpoint-*") if not _is_complete(path))
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from None
+    return last_checkpoint(folder) if resume == "last" else resume
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -107,16 +114,19 @@ def write_json(path: str | Path, values: dict) -> None:
     write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
-def write_run_description(output_dir: str | Path, *arguments) -> None:
-    """`args.json`: the exact command, every option's value, seed, versions and machine."""
+def write_run_description(args: TrainingArguments, *more) -> None:
+    """`args.json`: the exact command, every option (of `args` and further dataclasses), seed, versions, machine."""
+    if args.process_index != 0:
+        return
     options = {}
-    for group in arguments:
-        options |= group.to_dict() if isinstance(group, TrainingArguments) else vars(group)
+    for group in more:
+        options |= vars(group)
+    options |= args.to_dict()
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         versions[package] = importlib.metadata.version(package)
     write_json(
-        Path(output_dir) / "args.json",
+        Path(args.output_dir) / "args.json",
         {
             "command": shlex.join([sys.executable, *sys.argv]),
             "folder": os.getcwd(),

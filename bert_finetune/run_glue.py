@@ -8,6 +8,7 @@ TrainingArguments works; see --help.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
     task = task_args.task
     check_metric(task, args.metric_for_best_model)
-    if args.do_train or args.output_dir != model_args.model_name_or_path:
+    if args.do_train or Path(args.output_dir).resolve() != Path(model_args.model_name_or_path).resolve():
         check_output_dir(args, model_args.model_name_or_path)
 
     option = "--model_name_or_path"
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = start_output_dir(args) if args.do_train else None
     trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev)
     if args.do_train:
-        write_run_description(args.output_dir, model_args, task_args, args)
+        write_run_description(args, model_args, task_args)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.finish_training()
     elif args.do_eval:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -47,15 +49,18 @@ class Means:
 
 
 class LengthGroupedBatches(LengthGroupedSampler):
-    """Random batches of examples of similar length, the same in epoch k whether or not the run was interrupted."""
+    """Random batches of examples of similar length, the same in epoch k whether or not the run was interrupted.
 
-    def __init__(self, batch_size: int, dataset: Dataset, seed: int):
-        super().__init__(batch_size, lengths=[len(ids) for ids in dataset["input_ids"]], generator=torch.Generator())
-        self._seed = seed
-        self.set_epoch(0)
+    `epoch()` says which epoch begins; wrappers around a sampler do not reliably pass that on.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(self._seed + epoch)
+    def __init__(self, batch_size: int, dataset: Dataset, seed: int, epoch: Callable[[], int]):
+        super().__init__(batch_size, lengths=_lengths(dataset), generator=torch.Generator())
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self):
+        self.generator.manual_seed(self._seed + self._epoch())
+        return super().__iter__()
 
 
 class QuietProgress(ProgressCallback):
@@ -86,9 +91,14 @@ class TaskTrainer(Trainer):
         args.label_names = ["labels"]
         if train_dataset is None:
             args.report_to = []  # an evaluation by itself leaves no log
-        if args.load_best_model_at_end:
-            args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
-            args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+        args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
+        args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+        args._n_gpu = min(args.n_gpu, 1)  # several GPUs: one process each, by torchrun or accelerate
+        if train_dataset is not None and args.dataloader_drop_last and len(train_dataset) < args.train_batch_size:
+            raise InputError(
+                f"--dataloader_drop_last: the training file has {len(train_dataset)} rows, fewer than a batch of "
+                f"{args.train_batch_size}"
+            )
         super().__init__(
             model,
             args,
@@ -110,7 +120,12 @@ class TaskTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedBatches(self.args.train_batch_size, train_dataset or self.train_dataset, seed)
+        return LengthGroupedBatches(
+            self.args.train_batch_size,
+            train_dataset or self.train_dataset,
+            seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
         # The Trainer would drop a dev or test set's last rows too.
@@ -136,13 +151,17 @@ class TaskTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss):
-            kept = last_checkpoint(self.args.output_dir)
-            raise InputError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}; nothing was saved after it, "
-                + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
-                + f"; a smaller --learning_rate (now {self.args.learning_rate}) often helps"
-            )
+            self.stop_diverged(f"the loss is {float(loss)} at step {self.state.global_step + 1}")
         return loss
+
+    def stop_diverged(self, what: str) -> NoReturn:
+        """End a run whose numbers have left the finite, before anything of it is saved."""
+        kept = last_checkpoint(self.args.output_dir)
+        raise InputError(
+            f"{what}; nothing was saved after it, "
+            + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
+            + f"; a smaller --learning_rate (now {self.args.learning_rate}) often helps"
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -156,13 +175,22 @@ class TaskTrainer(Trainer):
         self._since_evaluation.add(losses)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        is_evaluation = any(key.startswith("eval_") for key in logs)
-        means = (self._since_evaluation if is_evaluation else self._since_log).take()
-        super().log(logs | means, start_time)
+        if any(key.startswith("final_") for key in logs):
+            return  # the finished model's figures belong to the results, not to the history
+        if any(key.startswith("eval_") for key in logs):
+            logs = logs | self._since_evaluation.take()
+        elif "loss" in logs:
+            logs = logs | self._since_log.take()
+        super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         before = len(self.state.log_history)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        # The Trainer saves after it has evaluated, so weights that the last update broke are never saved.
+        if self.is_in_train and not math.isfinite(metrics.get(f"{metric_key_prefix}_loss", 0)):
+            self.stop_diverged(
+                f"the dev loss is {metrics[f'{metric_key_prefix}_loss']} at step {self.state.global_step}"
+            )
         # With several dev sets the Trainer comes back here for each; the line is printed once, for all of them.
         if metric_key_prefix == "eval" and self.is_world_process_zero():
             logged = {key: value for entry in self.state.log_history[before:] for key, value in entry.items()}
@@ -180,13 +208,23 @@ class TaskTrainer(Trainer):
         if self.is_world_process_zero():
             save_classifier(self.classifier, self.processing_class, self.args.output_dir)
             write_eval_results(self.args.output_dir, results, self.history())
+            print(f"saved in {self.args.output_dir}, step {results['global_step']}  dev: {format_figures(results)}")
 
     def results(self) -> dict:
         """What `eval_results.txt` holds: the task, where the model comes from, its dev figures."""
-        metrics = self.evaluate()
-        best_step = self.state.best_global_step or self.state.global_step
-        figures = {key: value for key, value in metrics.items() if is_figure(key)}
-        return {"task": self.task.name, "global_step": best_step, **figures}
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            step = self.state.best_global_step
+        return {"task": self.task.name, "global_step": step, **self.final_figures()}
+
+    def final_figures(self) -> dict[str, float]:
+        """The dev figures of the model as it is now, named `eval_...` but no part of the history."""
+        metrics = self.evaluate(metric_key_prefix="final")
+        return {
+            key.replace("final_", "eval_", 1): value
+            for key, value in metrics.items()
+            if key.startswith("final_") and is_figure(key)
+        }
 
     def write_predictions(self, test_datasets: dict[str, Dataset]) -> None:
         """Predict each test split and write it for the GLUE server, beside the model."""
@@ -230,8 +268,12 @@ def is_figure(key: str) -> bool:
     return not key.endswith(("_per_second", "_runtime", "_preparation_time"))
 
 
+def _lengths(dataset: Dataset) -> list[int]:
+    return [len(ids) for ids in dataset["input_ids"]]
+
+
 def _longest_first(dataset: Dataset) -> list[int]:
-    lengths = [len(ids) for ids in dataset["input_ids"]]
+    lengths = _lengths(dataset)
     return sorted(range(len(lengths)), key=lambda k: -lengths[k])
 
 

@@ -1,9 +1,5 @@
 """Tiny models and made-up GLUE files in the official format, shared by all tests."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a model hub
-
 from pathlib import Path
 
 import pytest

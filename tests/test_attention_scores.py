@@ -17,6 +17,7 @@ from bert_emd.attention_scores import expose_attention_scores
 from bert_emd.student import layer_outputs
 from bert_finetune.errors import InputError
 
+ALL = frozenset({"logits", "embedding", "hidden", "attention"})
 SIZES = {"vocab_size": 50, "max_position_embeddings": 40}
 BERT_SIZES = SIZES | {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 32}
 # Per architecture: a tiny model, the names of its query and key layers.
@@ -50,7 +51,7 @@ def test_scores_are_query_times_key_of_the_model_s_own_layers(name):
         kind = path.split(".")[-1]
         if kind in seen:
             module.register_forward_hook(lambda m, i, out, kind=kind: seen[kind].append(out))
-    outputs = layer_outputs(model, **batch())
+    outputs = layer_outputs(model, ALL, **batch())
 
     assert len(outputs.attention_scores) == 3 and len(outputs.hidden_states) == 4
     for scores, query, key in zip(outputs.attention_scores, seen[query_name], seen[key_name], strict=True):
@@ -65,7 +66,7 @@ def test_the_model_computes_what_it_computed_before(name):
     model = build(config).eval()
     before = model(**batch(), output_hidden_states=True)
     expose_attention_scores(model, "--teacher_model")
-    with_scores = layer_outputs(model, **batch())
+    with_scores = layer_outputs(model, ALL, **batch())
     torch.testing.assert_close(with_scores.logits, before.logits)
     real = batch()["attention_mask"].bool()
     for ours, theirs in zip(with_scores.hidden_states, before.hidden_states, strict=True):
@@ -83,7 +84,7 @@ def test_attention_dropout_is_active_in_training_mode():
     model.bert.encoder.layer[0].attention.self.dropout.p = 0.5
     expose_attention_scores(model, "--student_model")
     torch.manual_seed(1)
-    first, second = layer_outputs(model, **batch()), layer_outputs(model, **batch())
+    first, second = layer_outputs(model, ALL, **batch()), layer_outputs(model, ALL, **batch())
     torch.testing.assert_close(first.attention_scores[0], second.attention_scores[0])
     assert not torch.allclose(first.logits, second.logits)
 

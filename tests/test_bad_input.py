@@ -3,11 +3,14 @@
 import shutil
 
 import pytest
+import torch
 from conftest import save_bert
 from glue_files import FORMATS, rows, write_task, write_tsv
+from safetensors.torch import load_file
 
 from bert_emd.emd_task_distill import main as distil
 from bert_finetune.run_glue import main as finetune
+from bert_finetune.trainer import QuietProgress
 
 RTE = ["entailment", "not_entailment"]
 
@@ -82,7 +85,13 @@ BAD_OPTIONS = {
     "too short": (["--max_seq_length", "4"], "--max_seq_length 4 leaves no room for text"),
     "no data folder": (["--data_dir", "nowhere"], "train.tsv: no such file"),
     "bad checkpoint": (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere: not a complete"),
-    "strategy": (["--save_strategy", "sometimes"], "'sometimes' is not a valid SaveStrategy"),
+    "batch size": (["--train_batch_size", "0"], "--train_batch_size 0: must be at least 1"),
+    "seed": (["--seed", "-1"], "--seed -1: must be from 0"),
+    "batch larger than the data": (
+        ["--dataloader_drop_last", "--train_batch_size", "25"],
+        "--dataloader_drop_last: the training file has 24 rows, fewer than a batch of 25",
+    ),
+    "strategy": (["--save_strategy", "sometimes"], "sometimes is not a valid SaveStrategy"),
 }
 
 
@@ -159,12 +168,12 @@ BAD_MODELS = {
     "output is input": (
         lambda w: None,
         ["--output_dir", "{w}/teacher"],
-        "--output_dir {w}/teacher: is also read from; choose another folder",
+        "--output_dir {w}/teacher: {w}/teacher is also read from; choose another folder",
     ),
     "output is a file": (
         lambda w: (w / "out").write_text("mine"),
         [],
-        "--output_dir {w}/out: is a file, not a folder",
+        "--output_dir {w}/out: {w}/out is a file, not a folder",
     ),
 }
 
@@ -198,24 +207,31 @@ def test_output_folder_that_holds_a_run(script, world, exits_with_2):
 
 
 @pytest.mark.parametrize("script", COMMANDS, ids=["finetune", "distil"])
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(script, world, exits_with_2, monkeypatch):
-    import torch
+@pytest.mark.parametrize("broken_by", [5, 6])  # between two checkpoints; just before one is due
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(script, broken_by, world, exits_with_2, monkeypatch):
+    original = QuietProgress.on_step_end
 
-    from bert_finetune.trainer import TaskTrainer
-
-    original = TaskTrainer.record
-
-    def diverge(self, losses):
-        # From step 5 on the weights are beyond what float32 holds, as after a learning rate that is far too high.
-        if self.state.global_step == 4:
+    def diverge(self, args, state, control, model=None, **kwargs):
+        # The step's update leaves weights beyond what float32 holds, as a learning rate that is far too high does.
+        if state.global_step == broken_by:
             with torch.no_grad():
-                for parameter in self.classifier.parameters():
+                for parameter in model.parameters():
                     parameter.mul_(1e38)
-        original(self, losses)
+        original(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(TaskTrainer, "record", diverge)
+    monkeypatch.setattr(QuietProgress, "on_step_end", diverge)
     command = COMMANDS[script](world, "--save_steps", 2, "--train_batch_size", 4, "--num_train_epochs", 3)
     line = exits_with_2(script, *command)
-    assert "the loss is nan at step 6" in line
+    assert "at step 6; nothing was saved after it" in line
     assert f"the last good checkpoint is {world / 'out' / 'checkpoint-4'}" in line
     assert not (world / "out" / "model.safetensors").exists()
+    assert not (world / "out" / "checkpoint-6").exists()
+    weights = load_file(world / "out" / "checkpoint-4" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_learning_rate_far_too_high(world, exits_with_2):
+    line = exits_with_2(distil, *distil_command(world, "--learning_rate", "1e30", "--warmup_steps", 0))
+    assert "not finite" in line or "loss is" in line
+    # Nothing of it stands in the way of the corrected command.
+    distil([str(part) for part in distil_command(world, "--max_steps", 1)])

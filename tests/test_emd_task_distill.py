@@ -164,11 +164,13 @@ def test_authors_recipes(recipe, cost_attention, small_student, glue_dir, tmp_pa
     }
     assert {name: options[name] for name in expected} == expected
     assert f"recipe {recipe}" in printed and "--optimizer bert_adam" in printed
-    *_, said, plain = [line for line in printed.splitlines() if line.startswith(("dev:", "the figures"))]
-    assert "the saved model, loaded as it is, has" in said
-    # The saved model is the plain one: evaluating the folder gives the last line.
-    run(*command(teacher, glue_dir, out, "--do_eval", task="MRPC", student=()))
-    assert capsys.readouterr().out.splitlines()[-1] == plain
+    found = results(out)
+    assert "figures are with a relu before the classifier; the saved model as it is:" in printed
+    # A finished student is measured as it was trained, or as the plain model that is saved.
+    for head, figures in ((), "eval"), (("--head", "own"), "own_head_eval"):
+        run(*command(teacher, glue_dir, out, "--do_eval", *head, task="MRPC", student=()))
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert f"f1 {found[f'{figures}_f1']:.4f} loss {found[f'{figures}_loss']:.4f}" in line
 
 
 def test_dropping_the_last_training_batch_keeps_every_dev_and_test_row(teacher, glue_dir, tmp_path):

@@ -47,7 +47,7 @@ class TestSolver:
         assert (flow * cost).sum() == pytest.approx(linear_program(student, teacher, cost), rel=1e-6)
 
     def test_costs_that_are_not_finite(self, solver):
-        with pytest.raises(ValueError, match="NaN or infinity"):
+        with pytest.raises(FloatingPointError, match="NaN or infinity"):
             solve_transport(np.ones(1), np.ones(1), np.array([[np.nan]]), solver)
 
 

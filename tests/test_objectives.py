@@ -162,13 +162,15 @@ def test_each_term_can_be_left_out(off):
 
 def test_labels_alone_need_no_teacher():
     plain = Objective(None, LayerCosts(16), beta=0.1, alpha=0.0)
-    assert not plain.needs_teacher and not plain.needs_layers
+    assert not plain.needs_teacher and plain.looks_at == {"logits"}
     student, labels = outputs(M, 1), torch.tensor([0, 1, 1])
     loss, terms, transport = plain(LayerOutputs(student.logits), None, mask(5, 3, 1), labels)
     assert loss.item() == pytest.approx(functional.cross_entropy(student.logits, labels).item())
     assert set(terms) == {"hard_loss"} and transport is None
     assert Objective(None, LayerCosts(16), beta=0.1).needs_teacher
-    assert objective().needs_layers
+    assert objective(use_hidden=False).looks_at == {"logits", "attention", "embedding"}
+    with pytest.raises(InputError, match="no loss is left to train with"):
+        Objective(None, LayerCosts(16), beta=0.1, use_prediction=False)
 
 
 def test_one_token_one_example_and_identical_models_are_finite():

@@ -1,7 +1,14 @@
 """Two processes on half the batch each have the costs, flows and layer weights of one process on all of it."""
 
+import json
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from conftest import ROOT
 
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
@@ -60,3 +67,20 @@ def test_two_processes_equal_one(tmp_path):
     for name, value in state.items():
         torch.testing.assert_close(halves[0][2][name], value, rtol=1e-5, atol=1e-7)
         assert torch.equal(halves[0][2][name], halves[1][2][name])
+
+
+@pytest.mark.parametrize("options", [[], ["--use_rep", "False"], ["--one_step", "False"]], ids=" ".join)
+def test_the_script_in_two_processes(options, teacher, small_student, glue_dir, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(ROOT / "bert_emd/emd_task_distill.py", "--teacher_model", teacher, "--student_model", small_student),
+        *("--task_name", "RTE", "--data_dir", glue_dir, "--output_dir", out, "--max_seq_length", "32"),
+        *("--num_train_epochs", "2", "--train_batch_size", "4", "--no_cuda", "--overwrite_output_dir", *options),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    history = json.loads((out / "eval_results.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [3, 6]  # 24 rows, 2 x 4 a step
+    assert sum(line.startswith("step ") for line in done.stdout.splitlines()) == 2  # one process prints

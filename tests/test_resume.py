@@ -50,6 +50,13 @@ def kept(out):
     }
 
 
+# A student with projections, and what else keeps a state of its own; checkpoints are rotated.
+OTHER_OPTIONS = [
+    *("--projection", "per_layer", "--optimizer", "bert_adam", "--train_sampling_strategy", "random", "--separate"),
+    *("--gradient_accumulation_steps", "2", "--save_total_limit", "1"),
+]
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(teacher, glue_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -57,11 +64,15 @@ def uninterrupted(teacher, glue_dir, tmp_path_factory):
     return out
 
 
-def test_killed_in_mid_training(uninterrupted, teacher, glue_dir, tmp_path):
+@pytest.mark.parametrize("options", [[], OTHER_OPTIONS], ids=["defaults", "others"])
+def test_killed_in_mid_training(options, uninterrupted, teacher, glue_dir, tmp_path):
+    if options:
+        distil(teacher, glue_dir, tmp_path / "whole", *options)
+        uninterrupted = tmp_path / "whole"
     out = tmp_path / "out"
-    process = distil(teacher, glue_dir, out, wait=False)
+    process = distil(teacher, glue_dir, out, *options, wait=False)
     deadline = time.monotonic() + 240
-    while not (out / "checkpoint-20" / "trainer_state.json").exists():
+    while not (out / "checkpoint-12" / "trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -71,7 +82,7 @@ def test_killed_in_mid_training(uninterrupted, teacher, glue_dir, tmp_path):
     # As if the kill had come while the next checkpoint was being written.
     shutil.copytree(last_checkpoint(out), out / "checkpoint-99")
     (out / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 3.0, "global_')
-    distil(teacher, glue_dir, out, "--resume_from_checkpoint")
+    distil(teacher, glue_dir, out, *options, "--resume_from_checkpoint")
     assert kept(out) == kept(uninterrupted)
 
 

@@ -34,6 +34,10 @@ def test_every_task_trains_with_the_seed_document_s_command(task, pretrained, gl
     results = json.loads((out / "eval_results.json").read_text())
     assert results["task"] == task
     assert [entry["step"] for entry in results["history"]] == [2, 4, 6]
+    checkpoint = json.loads((out / f"checkpoint-{results['global_step']}/trainer_state.json").read_text())
+    logged = {entry["step"]: entry for entry in checkpoint["log_history"] if TASKS[task].best_metric in entry}
+    for entry in results["history"][: len(logged)]:  # each with its own figures, the last one too
+        assert entry[TASKS[task].best_metric] == logged[entry["step"]][TASKS[task].best_metric]
     best = max(results["history"], key=lambda entry: entry[TASKS[task].best_metric])
     assert results[TASKS[task].best_metric] == pytest.approx(best[TASKS[task].best_metric], abs=1e-6)
     assert f"task = {task}\n" in (out / "eval_results.txt").read_text()

@@ -74,13 +74,25 @@ def test_projections(projection, width, maps):
     expose_attention_scores(model, "--student_model")
     student = Student(model, width, projection)
     assert len(student.projections) == maps
-    outputs = student(input_ids=IDS, with_layers=True)
+    outputs = student(input_ids=IDS, parts=frozenset({"logits", "embedding", "hidden", "attention"}))
     own = model(input_ids=IDS, output_hidden_states=True).hidden_states
     for k, (projected, state) in enumerate(zip(outputs.hidden_states, own, strict=True)):
         linear = student.projections[0 if projection == "shared" else k] if maps else torch.nn.Identity()
         torch.testing.assert_close(projected, linear(state))
     assert len(outputs.attention_scores) == 2
     torch.testing.assert_close(student(input_ids=IDS).logits, outputs.logits)
+
+
+def test_only_what_is_asked_for_is_returned():
+    model = bert(2)
+    expose_attention_scores(model, "--student_model")
+    student = Student(model, 36)
+    hidden = student(input_ids=IDS, parts=frozenset({"hidden"}))
+    assert hidden.logits is None and hidden.attention_scores is None
+    assert [state is None for state in hidden.hidden_states] == [True, False, False]
+    embedding = student(input_ids=IDS, parts=frozenset({"embedding", "logits"}))
+    assert [state is None for state in embedding.hidden_states] == [False, True, True]
+    assert student(input_ids=IDS, parts=frozenset({"attention"})).hidden_states is None
 
 
 def test_no_projection_needs_equal_widths():
