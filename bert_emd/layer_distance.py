@@ -10,7 +10,7 @@ _CHUNK = 1 << 15
 def pairwise_mse(
     student: list[torch.Tensor], teacher: list[torch.Tensor], divisor: float | torch.Tensor | None = None
 ) -> torch.Tensor:
-    """D[i, j] = Σ (student[i] - teacher[j])² / divisor over all elements: the layer costs of the paper (section 3.2).
+    """D[i, j] = Σ (student[i] - teacher[j])² / divisor over all elements, for all i and j: the layer costs of BERT-EMD.
 
     `student`: M tensors, `teacher`: N tensors, all of one shape. `divisor`: the number of elements by default, which
     makes D the mean squared errors. Returns D (M, N), float32 (float64 for float64 inputs), differentiable in the

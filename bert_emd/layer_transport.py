@@ -4,8 +4,9 @@ For M student and N teacher layers with a cost matrix C (how far student layer i
 
     F = argmin Σ_ij F_ij C_ij   with   Σ_j F_ij = w^S_i,   Σ_i F_ij = w^T_j,   F ≥ 0
 
-moves the student layers' weights w^S onto the teacher layers' weights w^T at the least cost (paper, section 3.2), and
-Σ F C is the loss. After each step the *cost attention* gives layers that were cheap to match more weight (section 3.3).
+moves the student layers' weights w^S onto the teacher layers' weights w^T at the least cost, and Σ F C is the loss. After
+each step the *cost attention* gives layers that were cheap to match more weight. Source: the BERT-EMD paper (EMNLP 2020);
+docs/fidelity.md has the variants that its code went through.
 """
 
 from collections.abc import Callable
@@ -101,7 +102,7 @@ WEIGHT_UPDATES = ("normalize", "softmax", "softmax2", "none")
 
 
 class LayerTransport(nn.Module):
-    """The EMD losses of a step and, in training mode, the layer weights for the next (paper, equations 3 to 10).
+    """The EMD losses of a step and, in training mode, the layer weights for the next.
 
     weight_update: how the cost attention turns unit costs c, u_k = Σc / c_k, into weights:
         "normalize"  w = u / Σu (the authors' code since August 2021; `temperature` has no effect)

@@ -1,14 +1,15 @@
 """The losses: layer by layer under a mapping (EMD or a fixed rival), embeddings, predictions.
 
-    L = β (θ (L_attention + L_hidden) + L_embedding) + L_prediction            (paper, equation 13)
+    L = β (θ (L_attention + L_hidden) + L_embedding) + L_prediction
 
-Layer costs, for student layer i and teacher layer j (paper, equations 1 and 2):
+Layer costs, for student layer i and teacher layer j:
 
     attention  C[i, j] = Σ_heads,queries,keys (S_i - T_j)² / divisor    over pre-softmax scores; a masked key counts 0
     hidden     C[i, j] = Σ_tokens,width (P(H^S_i) - H^T_j)² / divisor   over hidden states, projected to teacher width
 
 Padding takes no part: the hidden divisor is real tokens x width, the attention divisor real queries x heads x
-`max_seq_length`, so that β means what it means in the authors' code, which always pads to that length.
+`max_seq_length`, so that β means what it means in the authors' code, which always pads to that length. Source: the BERT-EMD paper, and
+docs/fidelity.md for what its code adds.
 """
 
 from dataclasses import dataclass
