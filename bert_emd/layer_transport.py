@@ -4,9 +4,9 @@ For M student and N teacher layers with a cost matrix C (how far student layer i
 
     F = argmin Σ_ij F_ij C_ij   with   Σ_j F_ij = w^S_i,   Σ_i F_ij = w^T_j,   F ≥ 0
 
-moves the student layers' weights w^S onto the teacher layers' weights w^T at the least cost, and Σ F C is the loss. After
-each step the *cost attention* gives layers that were cheap to match more weight. Source: the BERT-EMD paper (EMNLP 2020);
-docs/fidelity.md has the variants that its code went through.
+moves the student layers' weights w^S onto the teacher layers' weights w^T at the least cost, and Σ F C is the loss.
+After each step the *cost attention* gives layers that were cheap to match more weight. Source: the BERT-EMD paper
+(EMNLP 2020); docs/fidelity.md has the variants that its code went through.
 """
 
 from collections.abc import Callable
