@@ -123,7 +123,6 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
     if not trains(args):
         parser.set_defaults(**defaults_of_run(distillation.student_model or args.output_dir))
         return parser.parse(argv)
-    check_values(distillation, args)
     if distillation.teacher_model is None:
         raise InputError("--teacher_model is missing: give the folder of a fine-tuned model, or its hub name")
     if distillation.student_model:
@@ -136,6 +135,7 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
     defaults = recipe_defaults(distillation.recipe, layers, task_args.task.name, distillation.pred_distill)
     parser.set_defaults(**defaults)
     distillation, task_args, args = parser.parse(argv)
+    check_values(distillation, args)
     if is_main_process():
         options = vars(distillation) | vars(task_args) | vars(args)
         chosen = " ".join(f"--{name} {options[name]}" for name in defaults)
@@ -154,15 +154,14 @@ def defaults_of_run(folder: str) -> dict:
 
 def check_values(distillation: DistillationArguments, args: RunArguments) -> None:
     """Raise InputError for values outside their range, and for options that do not go together."""
-    for name, fits in (
-        ("T", distillation.T > 0),
-        ("T_emd", distillation.T_emd > 0),
-        ("beta", distillation.beta >= 0),
-        ("theta", distillation.theta >= 0),
-        ("alpha", 0 <= distillation.alpha <= 1),
+    for name, fits, rule in (
+        ("T", distillation.T > 0, "above 0"),
+        ("T_emd", distillation.T_emd > 0, "above 0"),
+        ("beta", distillation.beta >= 0, "0 or more"),
+        ("theta", distillation.theta >= 0, "0 or more"),
+        ("alpha", 0 <= distillation.alpha <= 1, "from 0 to 1"),
     ):
         if not fits:
-            rule = {"alpha": "from 0 to 1", "T": "above 0", "T_emd": "above 0"}.get(name, "0 or more")
             raise InputError(f"--{name} {getattr(distillation, name)}: must be {rule}")
     if distillation.student_model and distillation.student_layers:
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
