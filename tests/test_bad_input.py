@@ -165,6 +165,43 @@ BAD_MODELS = {
         [],
         "--student_model {w}/student: cannot be loaded",
     ),
+    "teacher too short": (
+        lambda w: save_bert(w / "teacher", RTE, max_position_embeddings=16),
+        [],
+        "--max_seq_length 32: the model has only 16 positions",
+    ),
+    "two students": (lambda w: None, ["--student_layers", "2"], "leave it or --student_model out"),
+    "temperature": (lambda w: None, ["--T", "0"], "--T 0.0: must be above 0"),
+    "temperature of the costs": (lambda w: None, ["--T_emd", "-1"], "--T_emd -1.0: must be above 0"),
+    "alpha": (lambda w: None, ["--alpha", "1.5"], "--alpha 1.5: must be from 0 to 1"),
+    "beta": (lambda w: None, ["--beta", "-1"], "--beta -1.0: must be 0 or more"),
+    "no loss left": (
+        lambda w: None,
+        ["--one_step", "False", "--layer_mapping", "none"],
+        "no loss is left to train with",
+    ),
+    "label smoothing": (
+        lambda w: None,
+        ["--label_smoothing_factor", "0.1"],
+        "--label_smoothing_factor: is not supported in distillation",
+    ),
+    "padding": (lambda w: None, ["--count_padding"], "--count_padding: needs --pad_to_max_length"),
+    "a recipe's padding": (
+        lambda w: None,
+        ["--recipe", "authors-2022", "--pad_to_max_length", "False"],
+        "--count_padding: needs --pad_to_max_length",
+    ),
+    "metric": (lambda w: None, ["--metric_for_best_model", "f1"], "--metric_for_best_model f1: RTE has loss, accuracy"),
+    "output below a file": (
+        lambda w: (w / "file").write_text("mine"),
+        ["--output_dir", "{w}/file/out"],
+        "--output_dir {w}/file/out: {w}/file is a file, not a folder",
+    ),
+    "output holds the input": (
+        lambda w: None,
+        ["--output_dir", "{w}"],
+        "--output_dir {w}: {w}/teacher is also read from",
+    ),
     "output is input": (
         lambda w: None,
         ["--output_dir", "{w}/teacher"],
