@@ -167,7 +167,7 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
-    for name in ("label_smoothing_factor", "neftune_noise_alpha", "activation_checkpointing"):
+    for name in ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing"):
         if getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
 

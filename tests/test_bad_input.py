@@ -185,6 +185,11 @@ BAD_MODELS = {
         ["--label_smoothing_factor", "0.1"],
         "--label_smoothing_factor: is not supported in distillation",
     ),
+    "checkpointing": (
+        lambda w: None,
+        ["--gradient_checkpointing"],
+        "--gradient_checkpointing: is not supported in distillation",
+    ),
     "padding": (lambda w: None, ["--count_padding"], "--count_padding: needs --pad_to_max_length"),
     "a recipe's padding": (
         lambda w: None,
