@@ -117,12 +117,12 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self):
         stepwise = self.evaluate_during_training or self.eval_steps or self.save_steps
+        default = "steps" if stepwise else "epoch"
+        # Left out, each of the two follows the other, so that every evaluation has its checkpoint.
         if self.eval_strategy is None:
-            self.eval_strategy = self.save_strategy if self.save_strategy in ("steps", "epoch") else None
-            self.eval_strategy = self.eval_strategy or ("steps" if stepwise else "epoch")
+            self.eval_strategy = self.save_strategy if self.save_strategy in ("steps", "epoch") else default
         if self.save_strategy is None:
-            self.save_strategy = "epoch" if self.eval_strategy == "no" and not stepwise else self.eval_strategy
-            self.save_strategy = "steps" if self.eval_strategy == "no" and stepwise else self.save_strategy
+            self.save_strategy = default if self.eval_strategy == "no" else self.eval_strategy
         self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False

@@ -211,7 +211,7 @@ class TaskTrainer(Trainer):
             print(f"saved in {self.args.output_dir}, step {results['global_step']}  dev: {format_figures(results)}")
 
     def results(self) -> dict:
-        """What `eval_results.txt` holds: the task, where the model comes from, its dev figures."""
+        """What `eval_results.txt` holds: the task, the step whose weights are saved, their dev figures."""
         step = self.state.global_step
         if self.args.load_best_model_at_end and self.state.best_global_step:
             step = self.state.best_global_step
