@@ -163,15 +163,14 @@ def run(script: str, *arguments) -> None:
 
 
 def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) -> None:
-    """Measure the three models, print the table, write it and the picture of the flow into `folder`."""
-    # Heavy imports, not needed before the three runs.
-    from bert_emd.pictures import draw_flow
-    from bert_finetune.footprint import measure_footprints
+    """Measure the three models, print the table and write it into `folder`."""
+    # A heavy import, not needed before the three runs.
+    from bert_finetune.footprint import measure_folders
 
     print("\nmeasuring speed ...", flush=True)
-    footprints = measure_footprints(list(models.values()), [sentence for sentence, _ in dev[:320]])
+    footprints = measure_folders(list(models.values()), [sentence for sentence, _ in dev[:320]])
     table = [
-        "| model | dev accuracy | parameters | on disk | a sentence | speed-up |",
+        "| model | dev accuracy | parameters | weights | a sentence | speed-up |",
         "|---|---|---|---|---|---|",
     ]
     for (name, path), footprint in zip(models.items(), footprints, strict=True):
@@ -181,9 +180,8 @@ def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) ->
             f"| {footprint.milliseconds:.2f} ms | {footprints[0].milliseconds / footprint.milliseconds:.1f} x |"
         )
     write_atomically(folder / "results.md", "\n".join(table) + "\n")
-    draw_flow(models["EMD student"], folder / "flow.png")
     print("\n".join(table))
-    print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {folder / 'flow.png'}")
+    print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {models['EMD student'] / 'flow.png'}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
     python emd_task_distill.py --teacher_model ../model/RTE/teacher --student_layers 3 --task_name RTE \
         --data_dir ../glue_data/RTE --output_dir ../model/RTE/student
+    python emd_task_distill.py --teacher_model my-classifier --student_layers 3 --train_file train.csv \
+        --validation_file dev.csv --output_dir my-small-classifier
 
 Several GPUs: torchrun --nproc_per_node 4 emd_task_distill.py ... (or accelerate launch). Every option of transformers'
 TrainingArguments works too; see --help.
@@ -115,12 +117,16 @@ class DistillationArguments:
 
 
 def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments, RunArguments]:
-    """The command line, with the recipe's values as the defaults of what it leaves out."""
+    """The command line, with the recipe's values as the defaults of what it leaves out.
+
+    As in the authors' script, `--do_train` need not be said; `--do_eval` or `--do_predict` alone look at a student that
+    is finished.
+    """
     parser = Parser(DistillationArguments, TaskArguments, RunArguments, description=__doc__)
     argv = sys.argv[1:] if argv is None else argv
     # A first look, at what the recipe's values depend on: its name, the task, the number of student layers.
     distillation, task_args, args = parser.parse(argv)
-    if not trains(args):
+    if not args.do_train and (args.do_eval or args.do_predict):
         parser.set_defaults(**defaults_of_run(distillation.student_model or args.output_dir))
         return parser.parse(argv)
     if distillation.teacher_model is None:
@@ -132,8 +138,8 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
         layers = len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers))
     else:
         raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
-    defaults = recipe_defaults(distillation.recipe, layers, task_args.task.name, distillation.pred_distill)
-    parser.set_defaults(**defaults)
+    defaults = recipe_defaults(distillation.recipe, layers, task_args.name, distillation.pred_distill)
+    parser.set_defaults(**defaults, do_train=True)
     distillation, task_args, args = parser.parse(argv)
     check_values(distillation, args)
     if is_main_process():
@@ -144,10 +150,10 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
 
 
 def defaults_of_run(folder: str) -> dict:
-    """The length and head that a finished student was trained with, from the `args.json` beside it."""
+    """The length, head and columns that a finished student was trained with, from the `args.json` beside it."""
     try:
         options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
-        return {name: options[name] for name in ("max_seq_length", "head")}
+        return {name: options[name] for name in ("max_seq_length", "head", "text_column", "label_column")}
     except (OSError, ValueError, KeyError):
         return {}  # not a run of this script
 
@@ -172,20 +178,17 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
 
 
-def trains(args: RunArguments) -> bool:
-    """As in the authors' script, `--do_eval` or `--do_predict` alone look at a student that is finished."""
-    return args.do_train or not (args.do_eval or args.do_predict)
-
-
 @reports_input_errors
 def main(argv: list[str] | None = None) -> None:
     distillation, task_args, args = parse(argv)
-    (distil if trains(args) else evaluate_student)(distillation, task_args, args, task_args.task)
+    (distil if args.do_train else evaluate_student)(distillation, task_args, args)
 
 
-def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments, task: Task) -> None:
+def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
     """Train a student, save the best one and its results; predict the test set where asked for."""
     check_output_dir(args, distillation.teacher_model, distillation.student_model)
+    teacher_config = load_config(distillation.teacher_model, "--teacher_model")
+    task = task_args.load_task(teacher_config, fine_tuned=True, splits=args.splits)
     check_metric(task, args.metric_for_best_model)
     if not distillation.one_step and not distillation.pred_distill:
         args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
@@ -198,10 +201,10 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
     for model in (teacher, student):
         check_length(model.config, task_args.max_seq_length)
-    objective = make_objective(distillation, task_args, student.config, teacher.config)
-    datasets = load_datasets(
-        task, task_args.file, tokenizer, task_args.max_seq_length, train=True, test=args.do_predict
+    objective = make_objective(
+        distillation, task_args.max_seq_length, student.config, teacher.config, task.is_regression
     )
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     if "attention" in objective.looks_at:
         expose_attention_scores(teacher, "--teacher_model")
         expose_attention_scores(student, "--student_model")
@@ -215,7 +218,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
     trainer = DistillationTrainer(
         trained,
-        teacher if objective.needs_teacher else None,
+        teacher,
         objective,
         args,
         task,
@@ -234,19 +237,16 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     trainer.finish_training()
 
 
-def evaluate_student(
-    distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments, task: Task
-) -> None:
+def evaluate_student(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
     """Measure a finished student, and write its predictions into the output folder: `--student_model`, or the model
     in `--output_dir`."""
     name = distillation.student_model or args.output_dir
     option = "--student_model" if distillation.student_model else "--output_dir"
+    task = task_args.load_task(load_config(name, option), fine_tuned=True, splits=args.splits)
     model = load_classifier(name, task, option, fine_tuned=True)
     tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
     check_length(model.config, task_args.max_seq_length)
-    datasets = load_datasets(
-        task, task_args.file, tokenizer, task_args.max_seq_length, train=False, test=args.do_predict
-    )
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     if distillation.head == "relu":
         use_relu_head(model)
     trainer = TaskTrainer(model, args, task, tokenizer, eval_datasets=datasets.dev)
@@ -284,7 +284,11 @@ def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, 
 
 
 def make_objective(
-    distillation: DistillationArguments, task_args: TaskArguments, student: PreTrainedConfig, teacher: PreTrainedConfig
+    distillation: DistillationArguments,
+    max_seq_length: int,
+    student: PreTrainedConfig,
+    teacher: PreTrainedConfig,
+    regression: bool,
 ) -> Objective:
     """The loss that the options describe. Raises InputError where the two models cannot be compared."""
     shape = student.num_hidden_layers, teacher.num_hidden_layers
@@ -306,7 +310,7 @@ def make_objective(
         )
     return Objective(
         mapping,
-        LayerCosts(task_args.max_seq_length, distillation.count_padding),
+        LayerCosts(max_seq_length, distillation.count_padding),
         distillation.beta,
         distillation.theta,
         distillation.alpha,
@@ -315,7 +319,7 @@ def make_objective(
         distillation.use_rep,
         distillation.use_embedding,
         use_prediction=distillation.one_step or distillation.pred_distill,
-        regression=task_args.task.is_regression,
+        regression=regression,
     )
 
 

@@ -38,8 +38,8 @@ BEST = {
     (6, "STS-B"): HyperParameters(0.005, 1, 1, 3e-5),
 }
 
-# Epochs and sequence length per task, as the authors' code lists them. WNLI is in no table of theirs: RTE's values.
-EPOCHS = {"CoLA": 50, "MNLI": 5, "MRPC": 20, "SST-2": 8, "STS-B": 30, "QQP": 10, "QNLI": 10, "RTE": 20, "WNLI": 20}
+# Epochs and sequence length per task, as the authors' code lists them.
+EPOCHS = {"CoLA": 50, "MNLI": 5, "MRPC": 20, "SST-2": 8, "STS-B": 30, "QQP": 10, "QNLI": 10, "RTE": 20}  # others 10
 LENGTHS = {"CoLA": 64, "SST-2": 64}  # all others 128
 
 # What the authors' code does and `recommended` does not: see docs/fidelity.md for each.
@@ -67,14 +67,16 @@ RECIPES = {
 
 
 def recipe_defaults(recipe: str, student_layers: int, task: str, pred_distill: bool = False) -> dict:
-    """Option defaults of `recipe` for a student of `student_layers` layers on `task` (GLUE's name).
+    """Option defaults of `recipe` for a student of `student_layers` layers on `task` (GLUE's name, or the user's own).
 
-    The authors' table knows students of 4 and 6 layers: up to 4 use the column for 4, more the one for 6. Their code
+    The authors' table knows students of 4 and 6 layers: up to 4 use the column for 4, more the one for 6. A task that
+    is not in it, WNLI or the user's own, has RTE's values, which most tasks share, and 10 epochs. The authors' code
     chooses the best checkpoint by accuracy where GLUE's metric is F1, and has a learning-rate schedule only in the
     second of two stages (`pred_distill`).
     """
-    best = BEST[4 if student_layers <= 4 else 6, "RTE" if task == "WNLI" else task]
-    defaults = {"num_train_epochs": EPOCHS[task], "max_seq_length": LENGTHS.get(task, 128)} | vars(best)
+    size = 4 if student_layers <= 4 else 6
+    best = BEST.get((size, task), BEST[size, "RTE"])
+    defaults = {"num_train_epochs": EPOCHS.get(task, 10), "max_seq_length": LENGTHS.get(task, 128)} | vars(best)
     defaults |= RECIPES[recipe]
     if recipe != "recommended":
         if task in ("MRPC", "QQP"):

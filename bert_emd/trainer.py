@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from bert_emd.bert_adam import BertAdam
 from bert_emd.history import LayerHistory
 from bert_emd.objectives import Objective
+from bert_emd.pictures import draw_flow
 from bert_emd.student import Student, layer_outputs
 from bert_finetune.arguments import RunArguments
 from bert_finetune.trainer import TaskTrainer, format_figures
@@ -22,8 +23,8 @@ _STATE_FILE = "distillation.safetensors"
 class DistillationTrainer(TaskTrainer):
     """Trains a `Student` against a frozen teacher under an `Objective`; evaluates the student as a plain classifier.
 
-    teacher: None where the objective needs none. teacher_mode: "eval", or "train" for the authors' way, in which the
-    teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the results file.
+    teacher: where the objective needs none, it is in the model card only. teacher_mode: "eval", or "train" for the
+    authors' way, in which the teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the results file.
     relu_heads: handles of `use_relu_head`; they are removed in the end, and the figures without them given too.
     optimizer: "adamw" (whatever `args.optim` says), or "bert_adam" (`BertAdam`, which clips for itself).
     """
@@ -81,10 +82,20 @@ class DistillationTrainer(TaskTrainer):
         super().log(logs, start_time)
 
     def finish_training(self) -> None:
-        super().finish_training()
         self.layer_history.record(self.state.global_step, self.objective.mapping)
         if self.is_world_process_zero():
             self.layer_history.write(self.args.output_dir)
+        super().finish_training()
+
+    def compared_models(self, results: dict) -> list[tuple[str, PreTrainedModel, dict]]:
+        rows = super().compared_models(results)
+        return rows if self.teacher is None else [("teacher", self.teacher, self.teacher_metrics), *rows]
+
+    def write_card(self, results: dict, picture: str | None = None) -> None:
+        if self.objective.use_attention or self.objective.use_hidden:
+            picture = "flow.png"
+            draw_flow(self.args.output_dir, Path(self.args.output_dir) / picture)
+        super().write_card(results, picture)
 
     def results(self) -> dict:
         results = super().results() | {f"teacher_{key}": value for key, value in self.teacher_metrics.items()}

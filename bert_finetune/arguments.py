@@ -5,21 +5,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 from transformers.hf_argparser import HfArg
 
+from bert_finetune.custom_task import custom_task
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task, get_task
 
 
 @dataclass
 class TaskArguments:
-    """Which task, and where its files lie."""
+    """Which task: one of GLUE's with the folder of its files, or your own files."""
 
-    task_name: str = HfArg(help="GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI (any case).")
-    data_dir: str = HfArg(
-        help="Folder of the task's official files (train.tsv, dev.tsv, ...), or the folder that holds one such folder "
-        "per task."
+    task_name: str | None = HfArg(
+        default=None, help="GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI (any case)."
+    )
+    data_dir: str | None = HfArg(
+        default=None,
+        help="Folder of the GLUE task's official files (train.tsv, dev.tsv, ...), or the folder that holds one such "
+        "folder per task.",
+    )
+    train_file: str | None = HfArg(
+        default=None,
+        help="Your own training data, and no --task_name: .csv, .tsv (without quoting), .jsonl or .json (an object a "
+        "line), .parquet.",
+    )
+    validation_file: str | None = HfArg(default=None, help="Your own dev data, in any of these formats.")
+    test_file: str | None = HfArg(
+        default=None, help="Your own data to predict, in any of these formats; needs no labels."
+    )
+    text_column: str | None = HfArg(
+        default=None,
+        help="Column of the text in your files, or both of a pair (premise,hypothesis); left out, the only one beside "
+        "the labels.",
+    )
+    label_column: str = HfArg(
+        default="label", help="Column of the labels in your files: class names, class numbers, or scores to predict."
+    )
+    regression: bool | None = HfArg(
+        default=None,
+        metadata={"nargs": "?", "const": True},
+        help="Your labels are scores to predict, not classes; left out, they are if some are not whole numbers.",
     )
     max_seq_length: int = HfArg(
         default=128,
@@ -31,14 +57,51 @@ class TaskArguments:
         help="Lower-case the text (False: do not); left out, the tokenizer's own setting counts.",
     )
 
+    def __post_init__(self):
+        if bool(self.task_name) == bool(self._own_files):
+            raise ValueError("give --task_name with --data_dir, or --train_file, --validation_file and --test_file")
+        if self.task_name and not self.data_dir:
+            raise ValueError("--data_dir is missing: the folder of the task's files")
+
     @property
-    def task(self) -> Task:
-        return get_task(self.task_name)
+    def _own_files(self) -> dict[str, str]:
+        files = {"train": self.train_file, "dev": self.validation_file, "test": self.test_file}
+        return {split: path for split, path in files.items() if path}
+
+    @property
+    def name(self) -> str:
+        """GLUE's name for the task, or "custom"."""
+        return get_task(self.task_name).name if self.task_name else "custom"
+
+    def load_task(self, model: PreTrainedConfig, fine_tuned: bool, splits: list[str]) -> Task:
+        """The task; what the user's own files say of it is found with the help of the model it is for, and printed.
+
+        `splits`: which of "train", "dev" and "test" the run reads. Raises InputError where there is no file for one.
+        """
+        if self.task_name:
+            return get_task(self.task_name)
+        for split, option in (("train", "--train_file"), ("dev", "--validation_file"), ("test", "--test_file")):
+            if split in splits and split not in self._own_files:
+                raise InputError(f"{option} is missing")
+        return custom_task(
+            {split: path for split, path in self._own_files.items() if split in splits},
+            tuple(name.strip() for name in (self.text_column or "").split(",") if name.strip()),
+            self.label_column,
+            self.regression,
+            model,
+            fine_tuned,
+        )
 
     def file(self, name: str) -> Path:
-        """Where the task's file `name` lies: in `data_dir` or in its sub-folder for the task."""
-        nested = Path(self.data_dir) / self.task.name / name
-        return nested if nested.exists() else Path(self.data_dir) / name
+        """Where the task's file `name` lies: in `data_dir` or in its sub-folder for the task; a file of the user's own
+        is where its name says."""
+        if not self.task_name:
+            return Path(name)
+        nested, flat = Path(self.data_dir) / self.name / name, Path(self.data_dir) / name
+        path = nested if nested.exists() else flat
+        if not path.exists():
+            raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")
+        return path
 
 
 @dataclass
@@ -139,6 +202,12 @@ class RunArguments(TrainingArguments):
         asked = self.do_eval, self.metric_for_best_model
         super().__post_init__()
         self.do_eval, self.metric_for_best_model = asked
+
+    @property
+    def splits(self) -> list[str]:
+        """What the run reads, of "train", "dev" and "test"."""
+        needed = {"train": self.do_train, "dev": self.do_train or self.do_eval, "test": self.do_predict}
+        return [split for split, reads in needed.items() if reads]
 
 
 class Parser(HfArgumentParser):

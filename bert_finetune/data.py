@@ -1,12 +1,10 @@
 """From files to tokenised datasets.
 
-    read_tsv -> load_split -> tokenize, and load_datasets for all of a task's splits
-
-GLUE's files are tab-separated text without quoting: a row ends at a line feed and nowhere else (Unicode line
-separators, carriage returns, quotes and NULs are text), and the fields are whatever stands between two tabs.
+read_table -> load_split -> tokenize, and load_datasets for all of a task's splits
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,53 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
-
-
-@dataclass(frozen=True)
-class Table:
-    """A file's rows as text fields; `first_line` is the line number of `rows[0]` (1 without a header line)."""
-
-    path: Path
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    first_line: int
-
-    def column(self, name: str) -> int:
-        """The position of the column `name`."""
-        if name not in self.columns:
-            raise InputError(f"{self.path}: no column {name!r}; its columns are {', '.join(self.columns)}")
-        return self.columns.index(name)
-
-
-def read_tsv(path: Path, headerless: tuple[str, ...] = ()) -> Table:
-    """Read a tab-separated file exactly: every line a row, no quoting, no row or character changed.
-
-    `headerless`: the columns of a file that may come without a header line; it is taken to have none when its first
-    row has as many fields as that and is not made of column names. A byte-order mark and the carriage return of a
-    Windows line end are dropped.
-    Raises InputError for a file that is missing, empty or not UTF-8.
-    """
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    rows = [line.removesuffix("\r").split("\t") for line in lines]
-    if rows and len(rows[0]) == len(headerless) and not set(rows[0]) & set(headerless):
-        return Table(path, headerless, rows, first_line=1)
-    if len(rows) < 2:
-        raise InputError(f"{path}: the file holds no row of data")
-    return Table(path, tuple(rows[0]), rows[1:], first_line=2)
+from bert_finetune.tables import Table, read_table
 
 
 def load_split(task: Task, path: Path, split: str) -> Dataset:
@@ -73,50 +25,65 @@ def load_split(task: Task, path: Path, split: str) -> Dataset:
     hold some (QQP's train and dev) they are counted, reported and left out, and in a test file they are reported and
     kept with the missing text empty, so that row i of the file stays prediction i.
     """
-    table = read_tsv(path, task.headerless)
+    table = read_table(path, task.headerless)
     text_columns = [table.column(name) for name in task.columns]
     label_column = table.column(task.label_column) if split != "test" else None
     needed = max([*text_columns, label_column or 0]) + 1
     columns = {name: [] for name in ("text_a", "text_b")[: len(text_columns)]} | (
         {} if split == "test" else {"label": []}
     )
-    short_lines = []
-    for line, row in enumerate(table.rows, start=table.first_line):
+    short = []
+    for k, row in enumerate(table.rows):
         if len(row) < needed:
             if split != "test" and split not in task.skips_short_rows:
                 raise InputError(
-                    f"{path}, line {line}: {len(row)} tab-separated fields where {needed} are needed; "
+                    f"{table.place(k)}: {len(row)} tab-separated fields where {needed} are needed; "
                     "mend or remove the row"
                 )
-            short_lines.append(line)
+            short.append(str(table.numbers[k]))
             if split != "test":
                 continue
             row = row + [""] * (needed - len(row))
         for name, position in zip(("text_a", "text_b"), text_columns, strict=False):
-            columns[name].append(row[position])
+            columns[name].append(_present(row[position], table, k, position))
         if label_column is not None:
-            columns["label"].append(_label(task, row[label_column], path, line))
-    if short_lines:
-        shown = ", ".join(map(str, short_lines[:5])) + (", ..." if len(short_lines) > 5 else "")
+            label = _present(row[label_column], table, k, label_column)
+            columns["label"].append(_label(task, label, table.place(k)))
+    if short:
+        shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
         fate = "kept with empty text" if split == "test" else "left out"
-        print(f"{path}: {len(short_lines)} rows with too few fields {fate} (lines {shown})")
+        print(f"{path}: {len(short)} rows with too few fields {fate} (lines {shown})")
     if not columns["text_a"]:
         raise InputError(f"{path}: the file holds no usable row of data")
     return Dataset.from_dict(columns)
 
 
-def _label(task: Task, text: str, path: Path, line: int) -> int | float:
+def _present(value: str | None, table: Table, k: int, position: int) -> str:
+    if value is None:
+        raise InputError(f"{table.place(k)}: no value in column {table.columns[position]!r}")
+    return value
+
+
+def _label(task: Task, text: str, place: str) -> int | float:
     if task.is_regression:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not 0 <= value <= 5:  # NaN fails this too
-            raise InputError(f"{path}, line {line}: {text!r} is not a score between 0 and 5")
+        value = number(text)
+        low, high = task.score_range
+        if value is None or not low <= value <= high:
+            bounds = "" if math.isinf(high) else f" between {low:g} and {high:g}"
+            raise InputError(f"{place}: {text!r} is not a {'score' if bounds else 'number'}{bounds}")
         return value
     if text not in task.labels:
-        raise InputError(f"{path}, line {line}: label {text!r} is not one of {task.name}'s: {', '.join(task.labels)}")
+        raise InputError(f"{place}: label {text!r} is not one of {task.name}'s: {', '.join(task.labels)}")
     return list(task.labels).index(text)
+
+
+def number(text: str) -> float | None:
+    """The finite number that a field stands for, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
@@ -170,10 +137,9 @@ def load_datasets(
     file: Callable[[str], Path],
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
-    train: bool,
-    test: bool,
+    splits: list[str],
 ) -> TaskDatasets:
-    """Read and tokenise the splits a run needs: dev always, `train` and `test` where asked for.
+    """Read and tokenise the `splits` asked for, of "train", "dev" and "test".
 
     `file` gives the path of one of the task's files by its name.
     """
@@ -182,7 +148,7 @@ def load_datasets(
         return tokenize(load_split(task, file(name), split), tokenizer, max_seq_length)
 
     return TaskDatasets(
-        train=load(task.train, "train") if train else None,
-        dev={split: load(name, "dev") for split, name in task.dev.items()},
-        test={split: load(name, "test") for split, name in task.test.items()} if test else {},
+        train=load(task.train, "train") if "train" in splits else None,
+        dev={split: load(name, "dev") for split, name in task.dev.items()} if "dev" in splits else {},
+        test={split: load(name, "test") for split, name in task.test.items()} if "test" in splits else {},
     )

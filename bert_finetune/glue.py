@@ -5,9 +5,12 @@ stand in the order of the BERT-EMD authors' code (contradiction, entailment, neu
 never by position.
 """
 
+import math
 from dataclasses import dataclass
 
 from bert_finetune.errors import InputError
+
+REGRESSION_FIGURES = ("pearson", "spearman", "corr")
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,10 @@ class Task:
 
     `columns`: names of the text column, or of both, as the header line has them; `headerless` names the columns of a
     file that comes without one. `labels`: the label as the files write it -> the class name a model carries; empty for
-    regression.
+    regression, whose targets lie in `score_range`.
     `dev`, `test`: split name -> file name; the first dev split chooses the best checkpoint.
-    `metric`: the figure that GLUE (and the paper's table) reports, one of `bert_finetune.metrics.compute_metrics`'s.
+    `figures`: what is measured on the dev set, by the names of `bert_finetune.metrics`; `metric` is the one that GLUE
+    (and the paper's table) reports and that chooses the best checkpoint.
     `submission`: test split -> file name that the GLUE server expects.
     `skips_short_rows`: a split whose official file is known to hold rows with too few fields; they are counted and
     left out there. Anywhere else such a row is an error, and in a test file it is kept, so that predictions stay in
@@ -28,8 +32,10 @@ class Task:
     name: str
     columns: tuple[str, ...]
     labels: dict[str, str]
-    metric: str
+    metric: str = "accuracy"
     label_column: str = "label"
+    figures: tuple[str, ...] = ("accuracy",)
+    score_range: tuple[float, float] = (-math.inf, math.inf)
     train: str = "train.tsv"
     dev: dict[str, str] = None
     test: dict[str, str] = None
@@ -57,7 +63,7 @@ class Task:
 
     @property
     def best_metric(self) -> str:
-        """The dev figure that chooses the best checkpoint, as the trainer names it."""
+        """`metric` on the (first) dev set, as the trainer names it."""
         return self.dev_figure(self.metric)
 
     def dev_figure(self, metric: str) -> str:
@@ -77,32 +83,42 @@ TASKS = {
             ("sentence",),
             {"0": "unacceptable", "1": "acceptable"},
             "mcc",
+            figures=("accuracy", "mcc"),
             headerless=("source", "label", "star", "sentence"),
         ),
-        Task("SST-2", ("sentence",), {"0": "negative", "1": "positive"}, "accuracy"),
-        Task("MRPC", ("#1 String", "#2 String"), {"0": "not_equivalent", "1": "equivalent"}, "f1", "Quality"),
-        Task("STS-B", ("sentence1", "sentence2"), {}, "spearman", "score"),
+        Task("SST-2", ("sentence",), {"0": "negative", "1": "positive"}),
+        Task(
+            "MRPC",
+            ("#1 String", "#2 String"),
+            {"0": "not_equivalent", "1": "equivalent"},
+            "f1",
+            "Quality",
+            figures=("accuracy", "f1"),
+        ),
+        Task(
+            "STS-B", ("sentence1", "sentence2"), {}, "spearman", "score", figures=REGRESSION_FIGURES, score_range=(0, 5)
+        ),
         Task(
             "QQP",
             ("question1", "question2"),
             {"0": "not_duplicate", "1": "duplicate"},
             "f1",
             "is_duplicate",
+            figures=("accuracy", "f1"),
             skips_short_rows=("train", "dev"),
         ),
         Task(
             "MNLI",
             ("sentence1", "sentence2"),
             {name: name for name in ("contradiction", "entailment", "neutral")},
-            "accuracy",
-            "gold_label",
+            label_column="gold_label",
             dev={"matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
             test={"matched": "test_matched.tsv", "mismatched": "test_mismatched.tsv"},
             submission={"matched": "MNLI-m.tsv", "mismatched": "MNLI-mm.tsv"},
         ),
-        Task("QNLI", ("question", "sentence"), _ENTAILMENT, "accuracy"),
-        Task("RTE", ("sentence1", "sentence2"), _ENTAILMENT, "accuracy"),
-        Task("WNLI", ("sentence1", "sentence2"), {"0": "not_entailment", "1": "entailment"}, "accuracy"),
+        Task("QNLI", ("question", "sentence"), _ENTAILMENT),
+        Task("RTE", ("sentence1", "sentence2"), _ENTAILMENT),
+        Task("WNLI", ("sentence1", "sentence2"), {"0": "not_entailment", "1": "entailment"}),
     )
 }
 

@@ -1,5 +1,7 @@
 """GLUE's metrics, from scikit-learn and scipy."""
 
+from functools import partial
+
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -15,21 +17,24 @@ def predictions_from_logits(task: Task, logits: np.ndarray) -> np.ndarray:
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's dev figures, each in -1..1 or 0..1.
+    """The task's dev figures (`task.figures`), each in -1..1 or 0..1.
 
-    Classification: `accuracy`, with `mcc` (Matthews' correlation) for CoLA and `f1` of class 1 for MRPC and QQP.
+    Classification: `accuracy`; `mcc`, Matthews' correlation; `f1` of class 1; `macro_f1`, the mean of all classes' F1.
     Regression: `pearson`, `spearman` and `corr`, their mean; a constant prediction has no correlation and counts as 0.
     """
     predictions = predictions_from_logits(task, logits)
     if task.is_regression:
         pearson, spearman = (_correlation(kind, predictions, labels) for kind in (pearsonr, spearmanr))
         return {"pearson": pearson, "spearman": spearman, "corr": (pearson + spearman) / 2}
-    figures = {"accuracy": float(accuracy_score(labels, predictions))}
-    if task.metric == "mcc":
-        figures["mcc"] = float(matthews_corrcoef(labels, predictions))
-    if task.metric == "f1":
-        figures["f1"] = float(f1_score(labels, predictions, zero_division=0))
-    return figures
+    return {name: float(_CLASSIFICATION[name](labels, predictions)) for name in task.figures}
+
+
+_CLASSIFICATION = {
+    "accuracy": accuracy_score,
+    "mcc": matthews_corrcoef,
+    "f1": partial(f1_score, zero_division=0),
+    "macro_f1": partial(f1_score, average="macro", zero_division=0),
+}
 
 
 def _correlation(kind, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -40,8 +45,7 @@ def _correlation(kind, predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def check_metric(task: Task, metric: str | None) -> None:
     """Raise InputError for a `--metric_for_best_model` that the task's evaluation does not give."""
-    labels = np.arange(2) % task.num_labels
-    figures = ["loss", *compute_metrics(task, np.eye(2, task.num_labels), labels)]
+    figures = ("loss", *task.figures)
     if metric not in (None, *figures):
         raise InputError(f"--metric_for_best_model {metric}: {task.name} has {', '.join(figures)}")
 

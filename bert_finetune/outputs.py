@@ -36,6 +36,8 @@ _RUN_FILES = (
     "eval_results.*",
     "layer_weights.csv",
     "flows.npz",
+    "flow.png",
+    "predictions.tsv",
     *(name for task in TASKS.values() for name in task.submission.values()),
 )
 

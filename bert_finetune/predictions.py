@@ -13,11 +13,11 @@ def write_predictions(task: Task, split: str, logits: np.ndarray, folder: str | 
     """Write `index<TAB>prediction` rows, one for each row of the test file in its order, and return the file's path.
 
     The prediction is the label as the task's files write it (a class name for MNLI, QNLI and RTE, 0 or 1 elsewhere);
-    for STS-B a score, kept within 0 and 5 as the server demands.
+    for regression a number, for STS-B kept within 0 and 5 as the server demands.
     """
     predictions = predictions_from_logits(task, logits)
     if task.is_regression:
-        written = [f"{value:.3f}" for value in np.clip(predictions, 0, 5)]
+        written = [f"{value:.6g}" for value in np.clip(predictions, *task.score_range)]
     else:
         labels = list(task.labels)
         written = [labels[k] for k in predictions]

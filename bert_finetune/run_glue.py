@@ -1,7 +1,9 @@
-"""Fine-tune a BERT on a GLUE task, evaluate it, write test predictions.
+"""Fine-tune a BERT on a GLUE task or on your own files, evaluate it, write test predictions.
 
     python run_glue.py --model_name_or_path bert-base-uncased --task_name RTE --data_dir ../glue_data/RTE \
         --do_train --do_eval --output_dir ../model/RTE/teacher
+    python run_glue.py --model_name_or_path bert-base-uncased --train_file train.csv --validation_file dev.csv \
+        --do_train --do_eval --output_dir teacher
 
 Several GPUs: torchrun --nproc_per_node 4 run_glue.py ... (or accelerate launch). Every option of transformers'
 TrainingArguments works; see --help.
@@ -38,8 +40,6 @@ def main(argv: list[str] | None = None) -> None:
     model_args, task_args, args = parser.parse(argv)
     if not (args.do_train or args.do_eval or args.do_predict):
         raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
-    task = task_args.task
-    check_metric(task, args.metric_for_best_model)
     if args.do_train or Path(args.output_dir).resolve() != Path(model_args.model_name_or_path).resolve():
         check_output_dir(args, model_args.model_name_or_path)
 
@@ -50,10 +50,10 @@ def main(argv: list[str] | None = None) -> None:
             f"--model_type {model_args.model_type}: {model_args.model_name_or_path} is a {config.model_type}"
         )
     check_length(config, task_args.max_seq_length)
+    task = task_args.load_task(config, fine_tuned=not args.do_train, splits=args.splits)
+    check_metric(task, args.metric_for_best_model)
     tokenizer = load_tokenizer(model_args.model_name_or_path, option, task_args.do_lower_case)
-    datasets = load_datasets(
-        task, task_args.file, tokenizer, task_args.max_seq_length, train=args.do_train, test=args.do_predict
-    )
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     set_seed(args.seed)  # a new head's weights are drawn here
     model = load_classifier(model_args.model_name_or_path, task, option, fine_tuned=not args.do_train)
 

@@ -24,8 +24,10 @@ from transformers.trainer_utils import PredictionOutput
 from bert_finetune.arguments import RunArguments
 from bert_finetune.checkpoints import save_classifier
 from bert_finetune.errors import InputError
+from bert_finetune.footprint import measure_models
 from bert_finetune.glue import Task
 from bert_finetune.metrics import compute_metrics
+from bert_finetune.model_card import Measured, write_model_card
 from bert_finetune.outputs import last_checkpoint, write_eval_results
 from bert_finetune.predictions import write_predictions
 
@@ -208,7 +210,29 @@ class TaskTrainer(Trainer):
         if self.is_world_process_zero():
             save_classifier(self.classifier, self.processing_class, self.args.output_dir)
             write_eval_results(self.args.output_dir, results, self.history())
+            self.write_card(results)
             print(f"saved in {self.args.output_dir}, step {results['global_step']}  dev: {format_figures(results)}")
+
+    def compared_models(self, results: dict) -> list[tuple[str, PreTrainedModel, dict]]:
+        """The rows of the output folder's model card: name, model, dev figures; the model of the folder last."""
+        return [("this model", self.classifier, results)]
+
+    def write_card(self, results: dict, picture: str | None = None) -> None:
+        """Write the output folder's README.md, with `picture` (a file beside it) in it."""
+        rows = self.compared_models(results)
+        dev = next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+        examples = [{k: v for k, v in dev[k].items() if k != "labels"} for k in range(min(len(dev), 32))]
+        batch = DataCollatorWithPadding(self.processing_class)(examples).to(self.args.device)
+        footprints = measure_models([model for _, model, _ in rows], batch)
+        on_gpu = self.args.device.type == "cuda"
+        where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+        write_model_card(
+            self.args.output_dir,
+            self.task,
+            [Measured(*row, footprint) for row, footprint in zip(rows, footprints, strict=True)],
+            f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
+            picture,
+        )
 
     def results(self) -> dict:
         """What `eval_results.txt` holds: the task, the step whose weights are saved, their dev figures."""

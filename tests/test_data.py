@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from bert_finetune.data import load_split, read_tsv, tokenize
+from bert_finetune.data import load_split, tokenize
 from bert_finetune.errors import InputError
 from bert_finetune.glue import TASKS, get_task
+from bert_finetune.tables import read_tsv
 
 GLUE = SHARED / "glue_data"
 # REFERENCE: rows without header, train/dev/test, of the official files that may lie beside the repository.

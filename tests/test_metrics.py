@@ -62,4 +62,4 @@ def test_predictions_as_the_server_wants_them(tmp_path):
     cola = write_predictions(get_task("CoLA"), "test", logits_for([1, 0]), tmp_path)
     assert cola.read_text() == "index\tprediction\n0\t1\n1\t0\n"
     sts = write_predictions(get_task("STS-B"), "test", np.array([[-0.2], [2.5], [7.0]]), tmp_path)
-    assert sts.read_text() == "index\tprediction\n0\t0.000\n1\t2.500\n2\t5.000\n"
+    assert sts.read_text() == "index\tprediction\n0\t0\n1\t2.5\n2\t5\n"

@@ -45,7 +45,7 @@ def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
     for row in rows:
         assert 0 <= float(row[1]) <= 1 and float(row[4].removesuffix(" ms")) > 0
     assert rows[0][5] == "1.0 x"
-    assert (out / "flow.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "student-emd/flow.png").read_bytes().startswith(b"\x89PNG")
     # A second run starts over in the same folder.
     assert (out / "student-emd" / "model.safetensors").exists()
 

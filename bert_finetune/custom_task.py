@@ -1,0 +1,146 @@
+"""A task that the user brings as files: what its columns, its classes or its scores are is found from the data."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from transformers import PreTrainedConfig
+
+from bert_finetune.data import number
+from bert_finetune.errors import InputError
+from bert_finetune.glue import REGRESSION_FIGURES, Task
+from bert_finetune.tables import Table, read_table
+
+# More classes than this, each with hardly an example, are taken for a wrong column.
+_MANY_CLASSES = 50
+
+
+def custom_task(
+    files: dict[str, str],
+    text_columns: tuple[str, ...],
+    label_column: str,
+    regression: bool | None,
+    model: PreTrainedConfig,
+    fine_tuned: bool,
+) -> Task:
+    """The task behind the user's own files, which is printed.
+
+    files: split ("train", "dev", "test") -> path, for the splits there are; the first of them says what the task is.
+    text_columns: one or two; none means the only column beside the labels.
+    regression: whether labels are scores to predict; None: if some are not whole, or as the fine-tuned model has it.
+    model, fine_tuned: a fine-tuned model's own classes count, and the labels in the files are matched to them by name,
+        or by number (label 1 is its class 1). Otherwise the classes are the different labels in the file.
+    Raises InputError for columns that are not there, and labels that are not the model's.
+    """
+    split, path = next(iter(files.items()))
+    table = read_table(path)
+    text_columns = text_columns or _only_text_column(table, label_column)
+    if len(text_columns) > 2:
+        raise InputError(f"--text_column {','.join(text_columns)}: give one column, or two of a pair")
+    for name in text_columns:
+        table.column(name)
+    labels = []
+    if split != "test":
+        position = table.column(label_column)
+        labels = [row[position] for row in table.rows if len(row) > position and row[position] is not None]
+    if fine_tuned:
+        if regression is not None and regression != (model.num_labels == 1):
+            raise InputError(f"--regression {regression}: the fine-tuned model has {model.num_labels} outputs")
+        regression = model.num_labels == 1
+    elif regression is None:
+        numbers = [number(label) for label in labels]
+        regression = None not in numbers and any(not value.is_integer() for value in numbers)
+    if regression:
+        classes = {}
+    elif fine_tuned:
+        classes = _classes_of_model(labels, model, f"{path}, column {label_column}")
+    else:
+        classes = _classes_of_data(labels, f"{path}, column {label_column}")
+    if path.endswith(".tsv"):
+        _warn_of_quotes(table, text_columns)
+    _describe(path, text_columns, label_column, labels, classes)
+    return Task(
+        "custom",
+        text_columns,
+        classes,
+        metric="spearman" if regression else "accuracy",
+        figures=REGRESSION_FIGURES if regression else ("accuracy", "macro_f1", "mcc"),
+        label_column=label_column,
+        train=files.get("train"),
+        dev={"dev": files["dev"]} if "dev" in files else {},
+        test={"test": files["test"]} if "test" in files else {},
+        submission={"test": "predictions.tsv"},
+    )
+
+
+def _only_text_column(table: Table, label_column: str) -> tuple[str, ...]:
+    others = tuple(name for name in table.columns if name != label_column)
+    if len(others) != 1:
+        raise InputError(
+            f"--text_column is missing: {table.path} has the columns {', '.join(table.columns)}; name the text's, or "
+            "both of a pair with a comma between them"
+        )
+    return others
+
+
+def _classes_of_data(labels: Iterable[str], where: str) -> dict[str, str]:
+    """The different labels, whole numbers by size, others by name."""
+    found = set(labels)
+    if len(found) < 2:
+        raise InputError(f"{where}: needs at least two classes, found {', '.join(found) or 'none'}")
+    if len(found) > _MANY_CLASSES and len(labels) < 2 * len(found):
+        raise InputError(
+            f"{where}: {len(found)} different labels in {len(labels)} rows; is it the right --label_column? Scores "
+            "that are whole numbers need --regression"
+        )
+    numeric = all(number(label) is not None for label in found)
+    return {label: label for label in sorted(found, key=(lambda label: (number(label), label)) if numeric else None)}
+
+
+def _classes_of_model(labels: Iterable[str], model: PreTrainedConfig, where: str) -> dict[str, str]:
+    """What the file writes -> the fine-tuned model's class, for all classes in the model's order."""
+    names = [str(model.id2label[k]) for k in range(model.num_labels)]
+    found = set(labels)
+    alike = {name: [label for label in sorted(found) if _plain(label) == _plain(name)] for name in names}
+    for name, spellings in alike.items():
+        if len(spellings) > 1:
+            raise InputError(f"{where}: {' and '.join(spellings)} both look like the class {name}; write it in one way")
+    by_name = {(alike[name] or [name])[0]: name for name in names}
+    by_number = {str(k): name for k, name in enumerate(names)}
+    for classes in (by_name, by_number):
+        # Numbers that are also names could mean either.
+        if found <= set(classes) and (classes is by_name or not found & set(by_name)):
+            return classes
+    raise InputError(
+        f"{where}: its labels ({', '.join(sorted(found)[:8])}) are not the model's classes ({', '.join(names)}); if "
+        "they mean the same, rename them in id2label of the model's config.json"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.lower())
+
+
+def _warn_of_quotes(table: Table, text_columns: tuple[str, ...]) -> None:
+    positions = [table.column(name) for name in text_columns]
+    texts = [row[k] for row in table.rows for k in positions if k < len(row)]
+    quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts)
+    if quoted:
+        print(
+            f"{table.path}: {quoted} of {len(texts)} texts stand in double quotes, which are kept: TSV is read without "
+            "quoting, as GLUE's; if they are not part of the text, save the table as .csv"
+        )
+
+
+def _describe(path: str, text_columns: tuple[str, ...], label_column: str, labels: list, classes: dict) -> None:
+    counts = Counter(labels)
+    if classes:
+        shown = ", ".join(
+            (label if label == name else f"{label} = {name}") + (f" ({counts[label]})" if labels else "")
+            for label, name in list(classes.items())[:20]
+        )
+        what = f"{len(classes)} classes: {shown}" + (", ..." if len(classes) > 20 else "")
+    else:
+        numbers = [value for value in map(number, labels) if value is not None]
+        what = "a score to predict" + (f", from {min(numbers):g} to {max(numbers):g}" if numbers else "")
+    print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {what}")

@@ -1,0 +1,92 @@
+"""The README.md of an output folder: what the model is, what it does and costs, and how it was made."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from bert_finetune.footprint import Footprint
+from bert_finetune.glue import Task
+from bert_finetune.outputs import write_atomically
+
+# How a card of ours is told from a README that the user wrote.
+_MARK = "<!-- written at the end of a run; a README.md without this line is left alone -->"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the card's table: a model, its dev figures (as the trainer names them), its footprint."""
+
+    name: str
+    model: PreTrainedModel
+    figures: dict[str, float]
+    footprint: Footprint
+
+
+def write_model_card(
+    folder: str | Path, task: Task, models: list[Measured], conditions: str, picture: str | None = None
+) -> None:
+    """Write `folder`/README.md, unless the user has put one there.
+
+    models: the teacher where there is one, and, last, the model in `folder`. conditions: how times were taken. picture:
+    file name of the flow between the layers of both. The command, seed and versions come from the run's args.json.
+    """
+    folder = Path(folder)
+    path = folder / "README.md"
+    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        print(f"{path}: not written by a run, and left as it is; no model card")
+        return
+    run = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    model = models[-1].model
+    source = model.config.name_or_path
+    text = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
+    if source and not Path(source).exists():
+        text.append(f"base_model: {source}")
+    text += ["# Yours to fill in; the licences of the base model and of the training data apply.", "license:", "---"]
+    text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {_subject(task)}", ""]
+    if len(models) > 1:
+        text.append(f"Distilled with BERT-EMD from `{models[0].model.config.name_or_path}`.")
+    else:
+        text.append(f"Fine-tuned from `{source}`.")
+    text += ["", *_table(models), "", f"Figures are of the dev set. {conditions}", ""]
+    if picture:
+        text += [f"![Average flow between student and teacher layers]({picture})", ""]
+        text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]
+    text += ["## Use", "", "```python", "from transformers import pipeline", ""]
+    text.append(f'classify = pipeline("text-classification", model="{folder}")')
+    pair = '{"text": "...", "text_pair": "..."}'
+    text += [f"classify({pair if len(task.columns) > 1 else chr(34) * 2})", "```", ""]
+    text += ["## How it was made", "", "```", run["command"], "```", "", f"Seed {run['seed']}; in `{run['folder']}`."]
+    text += [
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".",
+        "",
+        _MARK,
+    ]
+    write_atomically(path, "\n".join(text) + "\n")
+
+
+def _subject(task: Task) -> str:
+    classes = ", ".join(task.class_names[:8]) + (", ..." if task.num_labels > 8 else "")
+    return f"{task.name} ({classes or 'a score'})" if task.name != "custom" else classes or "a score"
+
+
+def _table(models: list[Measured]) -> list[str]:
+    figures = [key for key in models[-1].figures if key.startswith("eval_") and not key.endswith("loss")]
+    header = ["model", *(key.removeprefix("eval_") for key in figures)]
+    header += ["layers x width", "parameters", "weights", "a sentence", "speed-up"]
+    rows = [header, ["---"] * len(header)]
+    for measured in models:
+        config, cost = measured.model.config, measured.footprint
+        rows.append(
+            [
+                measured.name,
+                *(f"{measured.figures[key]:.4f}" for key in figures),
+                f"{config.num_hidden_layers} x {config.hidden_size}",
+                f"{cost.parameters / 1e6:.1f}M",
+                f"{cost.megabytes:.1f} MB",
+                f"{cost.milliseconds:.2f} ms",
+                f"{models[0].footprint.milliseconds / cost.milliseconds:.1f} x",
+            ]
+        )
+    return ["| " + " | ".join(row) + " |" for row in rows]
