@@ -24,7 +24,8 @@ class DistillationTrainer(TaskTrainer):
     """Trains a `Student` against a frozen teacher under an `Objective`; evaluates the student as a plain classifier.
 
     teacher: where the objective needs none, it is in the model card only. teacher_mode: "eval", or "train" for the
-    authors' way, in which the teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the results file.
+    authors' way, in which the teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the
+    results file.
     relu_heads: handles of `use_relu_head`; they are removed in the end, and the figures without them given too.
     optimizer: "adamw" (whatever `args.optim` says), or "bert_adam" (`BertAdam`, which clips for itself).
     """
