@@ -129,21 +129,17 @@ class LayerCosts:
         """(M, N) costs of M projected student and N teacher hidden states, each (batch, length, width)."""
         if self.count_padding:
             return pairwise_mse(list(student), list(teacher))
-        real = attention_mask.unsqueeze(-1).to(student[0].dtype)
-        return pairwise_mse(
-            [layer * real for layer in student],
-            [layer * real for layer in teacher],
-            _mean_count(attention_mask) * student[0].shape[-1],
-        )
+        real = attention_mask.bool().unsqueeze(-1)
+        return pairwise_mse(list(student), list(teacher), _mean_count(attention_mask) * student[0].shape[-1], real)
 
     def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M student and N teacher score maps, each (batch, heads, length, length)."""
-        real = attention_mask[:, None, None, :].to(student[0].dtype)
+        real = attention_mask.bool()[:, None, None, :]
         divisor = None
         if not self.count_padding:
-            real = real * real.transpose(-1, -2)
+            real = real & real.mT
             divisor = _mean_count(attention_mask) * student[0].shape[1] * self.max_seq_length
-        return pairwise_mse([layer * real for layer in student], [layer * real for layer in teacher], divisor)
+        return pairwise_mse(list(student), list(teacher), divisor, real)
 
 
 def _mean_count(attention_mask: torch.Tensor) -> torch.Tensor:

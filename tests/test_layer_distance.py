@@ -21,7 +21,7 @@ def looped(student, teacher):
 def test_equals_the_loop_whatever_the_pieces(m, n, size, chunk):
     student, teacher = layers(m, (size,), 1), layers(n, (size,), 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_distance, "_CHUNK", chunk)
+        patch.setattr(layer_distance, "_BLOCK", chunk)
         distance = pairwise_mse(student, teacher)
     assert distance.dtype == torch.float32
     torch.testing.assert_close(distance.double(), looped(student, teacher), rtol=1e-6, atol=0)
@@ -41,6 +41,30 @@ def test_gradient_is_the_derivative():
     weights = torch.rand(2, 3, dtype=torch.float64)
     weights[0, 1] = weights[1, 0] = 0  # as a flow has them
     assert torch.autograd.gradcheck(lambda *s: (weights * pairwise_mse(list(s), teacher, 7.0)).sum(), student)
+
+
+@given(
+    m=st.integers(1, 3),
+    n=st.integers(1, 4),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    block=st.integers(1, 40),
+    data=st.data(),
+)
+@settings(max_examples=50, deadline=None)
+def test_mask_of_any_broadcastable_shape(m, n, shape, block, data):
+    narrow = [data.draw(st.sampled_from([1, size])) for size in shape][data.draw(st.integers(0, len(shape) - 1)) :]
+    mask = torch.rand(narrow, generator=torch.Generator().manual_seed(0)) < 0.6
+    student = [layer.requires_grad_() for layer in layers(m, shape, 1, torch.float64)]
+    teacher = layers(n, shape, 2, torch.float64)
+    weights = torch.rand(m, n, dtype=torch.float64) * (torch.rand(m, n) < 0.7)
+    expected = torch.stack([torch.stack([(mask * (s - t) ** 2).sum() / 3 for t in teacher]) for s in student])
+    expected_grads = torch.autograd.grad((weights * expected).sum(), student)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_distance, "_BLOCK", block)
+        distance = pairwise_mse(student, teacher, 3.0, mask)
+        grads = torch.autograd.grad((weights * distance).sum(), student)
+    torch.testing.assert_close(distance, expected)
+    torch.testing.assert_close(grads, expected_grads)
 
 
 def test_layers_need_not_be_contiguous_and_may_be_low_precision():
