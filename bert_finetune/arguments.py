@@ -19,7 +19,7 @@ class TaskArguments:
     task_name: str = HfArg(help="GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI (any case).")
     data_dir: str = HfArg(
         help="Folder of the task's official files (train.tsv, dev.tsv, ...), or the folder that holds one such folder "
-        "per task."
+        "per task. MNLI's diagnostic set is looked for beside its folder (diagnostic/diagnostic.tsv)."
     )
     max_seq_length: int = HfArg(
         default=128,

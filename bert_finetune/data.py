@@ -175,14 +175,21 @@ def load_datasets(
 ) -> TaskDatasets:
     """Read and tokenise the splits a run needs: dev always, `train` and `test` where asked for.
 
-    `file` gives the path of one of the task's files by its name.
+    `file` gives the path of one of the task's files by its name. A test file that need not be there, and is not, is
+    reported and left out.
     """
 
     def load(name: str, split: str) -> Dataset:
         return tokenize(load_split(task, file(name), split), tokenizer, max_seq_length)
 
+    left_out = {split for split in task.optional if test and not file(task.test[split]).exists()}
+    for split in left_out:
+        print(
+            f"no {task.test[split]} as seen from the {task.name} folder: {task.submission[split]} is not written; "
+            "download_glue_data.py fetches it"
+        )
     return TaskDatasets(
         train=load(task.train, "train") if train else None,
         dev={split: load(name, "dev") for split, name in task.dev.items()},
-        test={split: load(name, "test") for split, name in task.test.items()} if test else {},
+        test={split: load(name, "test") for split, name in task.test.items() if test and split not in left_out},
     )
