@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from bert_finetune import glue
 from bert_finetune.errors import InputError, reports_input_errors
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
@@ -195,9 +196,11 @@ def tsv(path: str, split: str, rows: int, columns: dict[str, str | None], header
     return File(path, split, rows, columns, header, SHA256.get(path))
 
 
-def splits(folder: str, labelled: dict, unlabelled: dict, *rows: int, header: bool = True) -> tuple[File, ...]:
-    """Return a task's train, dev and test files of that many `rows`; `header` is whether train and dev have one."""
-    train, dev, test = rows
+def splits(
+    folder: str, labelled: dict, unlabelled: dict, train: int, dev: int, header: bool = True
+) -> tuple[File, ...]:
+    """Return a task's files: train and dev, of that many rows and with a `header` line or without, and test."""
+    (test,) = glue.TASKS[folder].test_rows
     return (
         tsv(f"{folder}/train.tsv", "train", train, labelled, header),
         tsv(f"{folder}/dev.tsv", "validation", dev, labelled, header),
@@ -222,21 +225,22 @@ MNLI_TRAIN = MNLI_TEST | {"label1": None, "gold_label": "label"}
 COLA = {"source": None} | LABEL | {"mark": None} | SENTENCE
 QQP = {"id": None, "qid1": None, "qid2": None} | QUESTIONS | {"is_duplicate": "label"}
 
-COLA_FILES = splits("CoLA", COLA, INDEX | SENTENCE, 8551, 1043, 1063, header=False)
-SST_FILES = splits("SST-2", SENTENCE | LABEL, INDEX | SENTENCE, 67349, 872, 1821)
-MRPC_FILES = splits("MRPC", {"\ufeffQuality": "label"} | MRPC_PAIR, INDEX | MRPC_PAIR, 3668, 408, 1725)
-STS_FILES = splits("STS-B", INDEX | STS_ORIGIN | PAIR | {"score": "label"}, INDEX | STS_ORIGIN | PAIR, 5749, 1500, 1379)
-QQP_FILES = splits("QQP", QQP, {"id": "idx"} | QUESTIONS, 363846, 40430, 390965)
-QNLI_FILES = splits("QNLI", INDEX | QUESTION | LABEL, INDEX | QUESTION, 104743, 5463, 5463)
-RTE_FILES = splits("RTE", INDEX | PAIR | LABEL, INDEX | PAIR, 2490, 277, 3000)
-WNLI_FILES = splits("WNLI", INDEX | PAIR | LABEL, INDEX | PAIR, 635, 71, 146)
-AX_FILES = (tsv("diagnostic/diagnostic.tsv", "test", 1104, INDEX | PREMISE),)
+COLA_FILES = splits("CoLA", COLA, INDEX | SENTENCE, 8551, 1043, header=False)
+SST_FILES = splits("SST-2", SENTENCE | LABEL, INDEX | SENTENCE, 67349, 872)
+MRPC_FILES = splits("MRPC", {"\ufeffQuality": "label"} | MRPC_PAIR, INDEX | MRPC_PAIR, 3668, 408)
+STS_FILES = splits("STS-B", INDEX | STS_ORIGIN | PAIR | {"score": "label"}, INDEX | STS_ORIGIN | PAIR, 5749, 1500)
+QQP_FILES = splits("QQP", QQP, {"id": "idx"} | QUESTIONS, 363846, 40430)
+QNLI_FILES = splits("QNLI", INDEX | QUESTION | LABEL, INDEX | QUESTION, 104743, 5463)
+RTE_FILES = splits("RTE", INDEX | PAIR | LABEL, INDEX | PAIR, 2490, 277)
+WNLI_FILES = splits("WNLI", INDEX | PAIR | LABEL, INDEX | PAIR, 635, 71)
+MATCHED_ROWS, MISMATCHED_ROWS, AX_ROWS = glue.TASKS["MNLI"].test_rows
+AX_FILES = (tsv("diagnostic/diagnostic.tsv", "test", AX_ROWS, INDEX | PREMISE),)
 MNLI_FILES = (
     tsv("MNLI/train.tsv", "train", 392702, MNLI_TRAIN),
     tsv("MNLI/dev_matched.tsv", "validation_matched", 9815, MNLI_DEV),
     tsv("MNLI/dev_mismatched.tsv", "validation_mismatched", 9832, MNLI_DEV),
-    tsv("MNLI/test_matched.tsv", "test_matched", 9796, MNLI_TEST),
-    tsv("MNLI/test_mismatched.tsv", "test_mismatched", 9847, MNLI_TEST),
+    tsv("MNLI/test_matched.tsv", "test_matched", MATCHED_ROWS, MNLI_TEST),
+    tsv("MNLI/test_mismatched.tsv", "test_mismatched", MISMATCHED_ROWS, MNLI_TEST),
 )
 
 ZERO_ONE = ("0", "1")

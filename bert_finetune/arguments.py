@@ -23,7 +23,7 @@ class TaskArguments:
     data_dir: str | None = HfArg(
         default=None,
         help="Folder of the GLUE task's official files (train.tsv, dev.tsv, ...), or the folder that holds one such "
-        "folder per task.",
+        "folder per task. MNLI's diagnostic set is looked for beside its folder (diagnostic/diagnostic.tsv).",
     )
     train_file: str | None = HfArg(
         default=None,
@@ -97,11 +97,8 @@ class TaskArguments:
         is where its name says."""
         if not self.task_name:
             return Path(name)
-        nested, flat = Path(self.data_dir) / self.name / name, Path(self.data_dir) / name
-        path = nested if nested.exists() else flat
-        if not path.exists():
-            raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")
-        return path
+        nested = Path(self.data_dir) / self.name / name
+        return nested if nested.exists() else Path(self.data_dir) / name
 
 
 @dataclass

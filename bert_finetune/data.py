@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
-from bert_finetune.glue import Task
+from bert_finetune.glue import TASKS, Task
 from bert_finetune.tables import Table, read_table
 
 
@@ -25,6 +25,8 @@ def load_split(task: Task, path: Path, split: str) -> Dataset:
     hold some (QQP's train and dev) they are counted, reported and left out, and in a test file they are reported and
     kept with the missing text empty, so that row i of the file stays prediction i.
     """
+    if task.name in TASKS and not path.exists():
+        raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")
     table = read_table(path, task.headerless)
     text_columns = [table.column(name) for name in task.columns]
     label_column = table.column(task.label_column) if split != "test" else None
@@ -141,14 +143,22 @@ def load_datasets(
 ) -> TaskDatasets:
     """Read and tokenise the `splits` asked for, of "train", "dev" and "test".
 
-    `file` gives the path of one of the task's files by its name.
+    `file` gives the path of one of the task's files by its name. A test file that need not be there, and is not, is
+    reported and left out.
     """
 
     def load(name: str, split: str) -> Dataset:
         return tokenize(load_split(task, file(name), split), tokenizer, max_seq_length)
 
+    wanted = list(task.test) if "test" in splits else []
+    for split in [split for split in wanted if split in task.optional and not file(task.test[split]).exists()]:
+        wanted.remove(split)
+        print(
+            f"no {task.test[split]} as seen from the {task.name} folder: {task.submission[split]} is not written; "
+            "download_glue_data.py fetches it"
+        )
     return TaskDatasets(
         train=load(task.train, "train") if "train" in splits else None,
         dev={split: load(name, "dev") for split, name in task.dev.items()} if "dev" in splits else {},
-        test={split: load(name, "test") for split, name in task.test.items()} if "test" in splits else {},
+        test={split: load(task.test[split], "test") for split in wanted},
     )

@@ -20,10 +20,13 @@ class Task:
     `columns`: names of the text column, or of both, as the header line has them; `headerless` names the columns of a
     file that comes without one. `labels`: the label as the files write it -> the class name a model carries; empty for
     regression, whose targets lie in `score_range`.
-    `dev`, `test`: split name -> file name; the first dev split chooses the best checkpoint.
+    `dev`, `test`: split name -> file name, as seen from the task's folder; the first dev split chooses the best
+    checkpoint. `optional`: test splits whose file need not be there.
     `figures`: what is measured on the dev set, by the names of `bert_finetune.metrics`; `metric` is the one that GLUE
     (and the paper's table) reports and that chooses the best checkpoint.
-    `submission`: test split -> file name that the GLUE server expects.
+    `submission`: test split -> file name that the GLUE server expects. `test_rows`: how many rows the official test
+    files have, in the order of `test`. `filler`: the answers, in turn, of a submission without predictions: the most
+    frequent class of the dev set; for regression two scores, since a constant has no correlation.
     `skips_short_rows`: a split whose official file is known to hold rows with too few fields; they are counted and
     left out there. Anywhere else such a row is an error, and in a test file it is kept, so that predictions stay in
     line with the file.
@@ -40,6 +43,9 @@ class Task:
     dev: dict[str, str] = None
     test: dict[str, str] = None
     submission: dict[str, str] = None
+    test_rows: tuple[int, ...] = ()
+    filler: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     headerless: tuple[str, ...] = ()
     skips_short_rows: tuple[str, ...] = ()
 
@@ -84,9 +90,11 @@ TASKS = {
             {"0": "unacceptable", "1": "acceptable"},
             "mcc",
             figures=("accuracy", "mcc"),
+            test_rows=(1063,),
+            filler=("1",),
             headerless=("source", "label", "star", "sentence"),
         ),
-        Task("SST-2", ("sentence",), {"0": "negative", "1": "positive"}),
+        Task("SST-2", ("sentence",), {"0": "negative", "1": "positive"}, test_rows=(1821,), filler=("1",)),
         Task(
             "MRPC",
             ("#1 String", "#2 String"),
@@ -94,9 +102,19 @@ TASKS = {
             "f1",
             "Quality",
             figures=("accuracy", "f1"),
+            test_rows=(1725,),
+            filler=("1",),
         ),
         Task(
-            "STS-B", ("sentence1", "sentence2"), {}, "spearman", "score", figures=REGRESSION_FIGURES, score_range=(0, 5)
+            "STS-B",
+            ("sentence1", "sentence2"),
+            {},
+            "spearman",
+            "score",
+            figures=REGRESSION_FIGURES,
+            score_range=(0, 5),
+            test_rows=(1379,),
+            filler=("2.000", "3.000"),
         ),
         Task(
             "QQP",
@@ -105,20 +123,36 @@ TASKS = {
             "f1",
             "is_duplicate",
             figures=("accuracy", "f1"),
+            test_rows=(390965,),
+            filler=("0",),
             skips_short_rows=("train", "dev"),
         ),
+        # The MNLI model predicts the diagnostic set too, which has a folder of its own.
         Task(
             "MNLI",
             ("sentence1", "sentence2"),
             {name: name for name in ("contradiction", "entailment", "neutral")},
             label_column="gold_label",
             dev={"matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
-            test={"matched": "test_matched.tsv", "mismatched": "test_mismatched.tsv"},
-            submission={"matched": "MNLI-m.tsv", "mismatched": "MNLI-mm.tsv"},
+            test={
+                "matched": "test_matched.tsv",
+                "mismatched": "test_mismatched.tsv",
+                "diagnostic": "../diagnostic/diagnostic.tsv",
+            },
+            submission={"matched": "MNLI-m.tsv", "mismatched": "MNLI-mm.tsv", "diagnostic": "AX.tsv"},
+            test_rows=(9796, 9847, 1104),
+            filler=("entailment",),
+            optional=("diagnostic",),
         ),
-        Task("QNLI", ("question", "sentence"), _ENTAILMENT),
-        Task("RTE", ("sentence1", "sentence2"), _ENTAILMENT),
-        Task("WNLI", ("sentence1", "sentence2"), {"0": "not_entailment", "1": "entailment"}),
+        Task("QNLI", ("question", "sentence"), _ENTAILMENT, test_rows=(5463,), filler=("not_entailment",)),
+        Task("RTE", ("sentence1", "sentence2"), _ENTAILMENT, test_rows=(3000,), filler=("entailment",)),
+        Task(
+            "WNLI",
+            ("sentence1", "sentence2"),
+            {"0": "not_entailment", "1": "entailment"},
+            test_rows=(146,),
+            filler=("0",),
+        ),
     )
 }
 

@@ -108,7 +108,7 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", newline="\n")
     os.replace(aside, path)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from bert_finetune.glue import Task
 from bert_finetune.metrics import predictions_from_logits
 from bert_finetune.outputs import write_atomically
+from bert_finetune.submission import as_file
 
 
 def write_predictions(task: Task, split: str, logits: np.ndarray, folder: str | Path) -> Path:
@@ -22,5 +23,5 @@ def write_predictions(task: Task, split: str, logits: np.ndarray, folder: str | 
         labels = list(task.labels)
         written = [labels[k] for k in predictions]
     path = Path(folder) / task.submission[split]
-    write_atomically(path, "index\tprediction\n" + "".join(f"{k}\t{value}\n" for k, value in enumerate(written)))
+    write_atomically(path, as_file(written))
     return path

@@ -72,7 +72,7 @@ def write_tsv(path: Path, header: list[str] | None, lines: list[list[str]], bom:
 
 
 def write_task(folder: Path, task: str, train: int = 24, dev: int = 12, test: int = 6, seed: int = 0) -> Path:
-    """All files of a task."""
+    """All files of a task; for MNLI also those of the diagnostic set, beside its folder."""
     labelled, unlabelled, _ = FORMATS[task]
     parts = ["matched", "mismatched"] if task == "MNLI" else [""]
     write_tsv(folder / "train.tsv", labelled, rows(task, "train", train, seed), bom=task == "MRPC")
@@ -80,4 +80,6 @@ def write_task(folder: Path, task: str, train: int = 24, dev: int = 12, test: in
         suffix = f"_{part}" if part else ""
         write_tsv(folder / f"dev{suffix}.tsv", labelled, rows(task, f"dev{part}", dev, seed), bom=task == "MRPC")
         write_tsv(folder / f"test{suffix}.tsv", unlabelled, rows(task, "test", test, seed))
+    if task == "MNLI":
+        write_tsv(folder.parent / "diagnostic" / "diagnostic.tsv", FORMATS["RTE"][1], rows("RTE", "test", test, seed))
     return folder

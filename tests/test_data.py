@@ -36,8 +36,8 @@ def test_task_names_in_any_spelling():
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_made_up_files_of_every_task(name, tmp_path):
     task = get_task(name)
-    write_task(tmp_path, name, train=7, dev=5, test=4)
-    train = load_split(task, tmp_path / task.train, "train")
+    folder = write_task(tmp_path / name, name, train=7, dev=5, test=4)
+    train = load_split(task, folder / task.train, "train")
     assert len(train) == 7
     assert train.column_names == [*["text_a", "text_b"][: len(task.columns)], "label"]
     expected = rows(name, "train", 7)
@@ -47,11 +47,11 @@ def test_made_up_files_of_every_task(name, tmp_path):
             assert example[text] == row[header.index(column)]
         label = row[header.index(task.label_column)]
         assert example["label"] == (float(label) if task.is_regression else list(task.labels).index(label))
-    assert len(task.dev) == len(task.test) == (2 if name == "MNLI" else 1)
+    assert (len(task.dev), len(task.test)) == ((2, 3) if name == "MNLI" else (1, 1))
     for file in task.dev.values():
-        assert len(load_split(task, tmp_path / file, "dev")) == 5
+        assert len(load_split(task, folder / file, "dev")) == 5
     for file in task.test.values():
-        test = load_split(task, tmp_path / file, "test")
+        test = load_split(task, folder / file, "test")
         assert len(test) == 4
         assert "label" not in test.column_names
 
