@@ -39,7 +39,7 @@ def hub_options(name_or_path: str) -> dict:
     """What transformers' loaders need beside a name to take all files from one commit (nothing for a folder).
 
     That is where `main` stands when the process first asks; where the hub cannot tell, the commit in the local cache,
-    and then the hub is not asked for anything else. Raises OSError, see `hub_reason`.
+    and then the hub is not asked for anything else. Raises what `hub_reason` explains.
     """
     return {} if Path(name_or_path).is_dir() else _options(name_or_path)
 
@@ -47,12 +47,12 @@ def hub_options(name_or_path: str) -> dict:
 @functools.cache
 def _options(name: str) -> dict:
     try:
-        get_hf_file_metadata(hf_hub_url(name, CONFIG))  # fails at once where the next line tries for minutes
+        get_hf_file_metadata(hf_hub_url(name, CONFIG))  # gives up early, where the next line tries for minutes
         return {"revision": Path(hf_hub_download(name, CONFIG)).parent.name}
-    except Exception as error:  # the HTTP client's errors have no common class
-        cached = None if isinstance(error, HFValidationError) else try_to_load_from_cache(name, CONFIG)
+    except Exception as error:  # whatever keeps the hub from telling
+        cached = try_to_load_from_cache(name, CONFIG)
         if not isinstance(cached, str):
-            raise OSError(str(error)) from error
+            raise
         if not constants.HF_HUB_OFFLINE:
             print(f"warning: {name} is taken from the local cache: {hub_reason(error, name)}", file=sys.stderr)
         return {"revision": Path(cached).parent.name, "local_files_only": True}
@@ -67,15 +67,17 @@ def hub_reason(error: BaseException, name: str) -> str:
         for link in links:
             if isinstance(link, kind):
                 status = link.response.status_code if isinstance(link, HfHubHTTPError) else None
-                return reason.format(
-                    hub=constants.ENDPOINT, cache=constants.HF_HUB_CACHE, name=name, status=status, error=link
-                )
+                where = {"hub": constants.ENDPOINT, "cache": constants.HF_HUB_CACHE, "name": name}
+                return reason.format(**where, status=status, error=first_line(link))
     if any("Consistency check failed" in str(link) for link in links):
         return f"a file came incomplete from {constants.ENDPOINT}; try again"
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    return f"cannot be loaded: {first_line(error)}; its files lie in {folder}, remove that to fetch them again"
+    again = f"if files in {folder} are damaged or missing, remove it and run this again with the hub at hand"
+    return f"cannot be loaded: {first_line(error)}; {again}"
 
 
 def first_line(error: BaseException) -> str:
     """transformers' messages run over several paragraphs; their first line is the reason."""
-    return next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), type(error).__name__)
+    lines = [line.strip(" .") for line in str(error).splitlines()]
+    line = next(filter(None, lines), type(error).__name__)
+    return f"{type(error).__name__}: {line}" if isinstance(error, LookupError) else line

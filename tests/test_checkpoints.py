@@ -156,6 +156,24 @@ def test_a_model_without_a_vocabulary(tmp_path):
         load_tokenizer(str(folder), "--x")
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
+        ({"hidden_act": "unheard-of"}, "KeyError: 'unheard-of'"),
+        ({"dtype": "unheard-of"}, "has no attribute 'unheard-of'"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "Loading an AWQ quantized model requires"),
+        ({"model_type": "clip"}, "Unrecognized configuration class"),
+    ],
+)
+def test_a_configuration_that_makes_no_model(tmp_path, settings, reason):
+    folder = save_bert(tmp_path / "model", None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(InputError, match=f"--x {folder}: cannot be loaded: .*{reason}"):
+        load_classifier(str(folder), get_task("RTE"), "--x")
+
+
 def test_lower_casing_follows_the_option(tmp_path):
     folder = save_bert(tmp_path / "cased", None, vocabulary=["Cat", "cat"])
     assert load_tokenizer(str(folder), "--x").tokenize("Cat") == ["cat"]

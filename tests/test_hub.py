@@ -153,7 +153,7 @@ REFUSED = {
     "org/broken": "{hub} answered with HTTP status 503; try again later, or check HF_TOKEN and HF_ENDPOINT",
     "org/silent": "cannot be fetched from {hub} (timed out); try again, or check the network and HF_ENDPOINT",
     "org/cut": "a file came incomplete from {hub}; try again",
-    "org/damaged": "; its files lie in {cache}/models--org--damaged, remove that to fetch them again",
+    "org/damaged": "; if files in {cache}/models--org--damaged are damaged or missing, remove it and run this",
     "org/no-config": "has no config.json at {hub}, so it is no transformers model",
     "org/no-weights": "cannot be loaded: org/no-weights does not appear to have a file named pytorch_model.bin or",
     "org/no-vocabulary": "has no vocabulary; it needs a tokenizer.json or vocab.txt",
