@@ -74,7 +74,7 @@ class StoredProjections:
 def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjections:
     """What a student's checkpoint (folder or hub name) brings; maps to another width than the teacher's are left out,
     which is printed."""
-    found = {key: value for key, value in read_weights(name_or_path).items() if _PROJECTION.match(key)}
+    found = read_weights(name_or_path, _PROJECTION.match)
     fitting = {key: value for key, value in found.items() if value.shape[0] == teacher_width}
     if len(fitting) < len(found):
         widths = sorted({value.shape[0] for value in found.values()} - {teacher_width})

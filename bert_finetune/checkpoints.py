@@ -1,14 +1,14 @@
 """Models in and out: loading with the task's classes in the task's order, saving without half-written files."""
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,6 +23,7 @@ from transformers.utils import cached_file, logging
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
+from bert_finetune.hub import first_line, hub_options, hub_reason
 
 
 def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
@@ -30,7 +31,9 @@ def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
 
     One without a `model_type`, as general-distilled students were published, is a BERT's.
     """
-    return _from_pretrained(_config_class(name_or_path, option), name_or_path, option)
+    config = _from_pretrained(_config_class(name_or_path, option), name_or_path, option)
+    config._attn_implementation = None  # what a checkpoint asks for here can be code on the hub
+    return config
 
 
 def load_tokenizer(name_or_path: str, option: str, do_lower_case: bool | None = None) -> PreTrainedTokenizerBase:
@@ -38,7 +41,10 @@ def load_tokenizer(name_or_path: str, option: str, do_lower_case: bool | None = 
     kwargs = {} if do_lower_case is None else {"do_lower_case": do_lower_case}
     if _config_class(name_or_path, option) is BertConfig:
         kwargs["config"] = load_config(name_or_path, option)
-    return _from_pretrained(AutoTokenizer, name_or_path, option, **kwargs)
+    tokenizer = _from_pretrained(AutoTokenizer, name_or_path, option, **kwargs)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # so transformers reads a model without one
+        raise InputError(f"{option} {name_or_path}: has no vocabulary; it needs a tokenizer.json or vocab.txt")
+    return tokenizer
 
 
 def _config_class(name_or_path: str, option: str) -> type:
@@ -91,13 +97,32 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
     return model
 
 
-def read_weights(name_or_path: str) -> dict[str, torch.Tensor]:
-    """All tensors of a model's weights file (safetensors, or pytorch_model.bin read as weights and nothing else)."""
+def read_weights(name_or_path: str, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """The tensors whose names are `wanted` of a model's weights, in one file or several.
+
+    Of safetensors nothing else is read; pytorch_model.bin is read as weights and nothing else.
+    """
+
+    def find(name: str) -> str | None:
+        options = hub_options(name_or_path)
+        return cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **options)
+
     for name in ("model.safetensors", "pytorch_model.bin"):
-        path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            return load_file(path) if name.endswith("safetensors") else torch.load(path, weights_only=True)
+        if path := find(name):
+            return _read_file(path, wanted)
+        if index := find(f"{name}.index.json"):
+            files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            shards = sorted({file for key, file in files.items() if wanted(key)})
+            return {key: value for shard in shards for key, value in _read_file(find(shard), wanted).items()}
     return {}
+
+
+def _read_file(path: str, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    if path.endswith(".bin"):
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: value for key, value in weights.items() if wanted(key)}
+    with safe_open(path, framework="pt") as weights:
+        return {key: weights.get_tensor(key) for key in weights.keys() if wanted(key)}  # noqa: SIM118
 
 
 def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
@@ -140,11 +165,18 @@ def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "
     if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
         raise InputError(f"{option} {name_or_path}: no such folder")
     try:
-        return getattr(kind, loader)(name_or_path, **kwargs)
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        # transformers' messages run over several paragraphs; their first line is the reason.
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{option} {name_or_path}: cannot be loaded: {reason}") from None
+        options = hub_options(name_or_path)
+        return getattr(kind, loader)(name_or_path, trust_remote_code=False, **options, **kwargs)
+    except Exception as error:  # a model from elsewhere can be wrong in any way
+        raise InputError(f"{option} {name_or_path}: {_reason(error, name_or_path)}") from None
+
+
+def _reason(error: Exception, name_or_path: str) -> str:
+    if "trust_remote_code" in str(error):
+        return "cannot be loaded: needs code of its own, which is never run here; use an architecture of transformers'"
+    if "Weights only load failed" in str(error):
+        return "cannot be loaded: its pytorch_model.bin is damaged, or holds code, which is never run here"
+    return f"cannot be loaded: {first_line(error)}" if Path(name_or_path).is_dir() else hub_reason(error, name_or_path)
 
 
 def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from conftest import save_bert
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForSequenceClassification,
     DistilBertConfig,
@@ -18,6 +19,7 @@ from bert_finetune.checkpoints import (
     load_classifier,
     load_config,
     load_tokenizer,
+    read_weights,
     reorder_classes,
     save_classifier,
 )
@@ -130,6 +132,46 @@ def test_damaged_weights(tmp_path, teacher):
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"--teacher_model .*cannot be loaded"):
         load_config(str(folder), "--teacher_model")
+
+
+@pytest.mark.parametrize("files", [["model.safetensors"], ["pytorch_model.bin"], ["a.safetensors", "b.safetensors"]])
+def test_reading_some_weights(files, tmp_path):
+    weights = {"x.weight": torch.ones(2), "x.bias": torch.zeros(2), "y.weight": torch.full((3,), 2.0)}
+    parts = [weights] if len(files) == 1 else [{"x.weight": weights.pop("x.weight")}, weights]
+    for name, part in zip(files, parts, strict=True):
+        (torch.save if name.endswith(".bin") else save_file)(part, tmp_path / name)
+    if len(files) > 1:
+        index = {key: name for name, part in zip(files, parts, strict=True) for key in part}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    read = read_weights(str(tmp_path), lambda key: key.endswith("weight"))
+    assert {key: value.tolist() for key, value in read.items()} == {"x.weight": [1, 1], "y.weight": [2, 2, 2]}
+    assert read_weights(str(tmp_path), lambda key: key == "z") == {}
+
+
+def test_a_model_without_a_vocabulary(tmp_path):
+    # transformers reads it with the special tokens alone, and every word would be unknown.
+    folder = save_bert(tmp_path / "model", None)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"--x .*model: has no vocabulary; it needs a tokenizer.json or vocab.txt"):
+        load_tokenizer(str(folder), "--x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
+        ({"hidden_act": "unheard-of"}, "KeyError: 'unheard-of'"),
+        ({"dtype": "unheard-of"}, "has no attribute 'unheard-of'"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "Loading an AWQ quantized model requires"),
+        ({"model_type": "clip"}, "Unrecognized configuration class"),
+    ],
+)
+def test_a_configuration_that_makes_no_model(tmp_path, settings, reason):
+    folder = save_bert(tmp_path / "model", None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(InputError, match=f"--x {folder}: cannot be loaded: .*{reason}"):
+        load_classifier(str(folder), get_task("RTE"), "--x")
 
 
 def test_lower_casing_follows_the_option(tmp_path):
