@@ -1,9 +1,7 @@
-"""How a transformer hands out its pre-softmax attention scores.
+"""Queries and keys, whose products are the pre-softmax attention scores, out of a transformers model.
 
-transformers lets a model run any registered attention function. This one computes ordinary attention and, when the
-model is called with `output_attentions=True`, returns the scores QKᵀ/√d where others return the probabilities. So
-nothing is copied or hooked: `model(..., output_attentions=True).attentions` are the scores, for every architecture that
-uses transformers' attention interface.
+One registered attention function serves every architecture that uses transformers' attention interface, and the models
+run their fused attention: no score matrix is ever made here.
 """
 
 import torch
@@ -14,10 +12,10 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from bert_finetune.errors import InputError
 
-_NAME = "scores"
+_NAME = "factors"
 
 
-def attention_with_scores(
+def attention_with_factors(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -28,26 +26,26 @@ def attention_with_scores(
     output_attentions: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention whose second result is the scores before mask and softmax, `scaling * query @ keyᵀ`.
+    """Scaled-dot-product attention whose second result is the factors of its scores before mask and softmax.
 
     Shapes: `query`, `key`, `value` (batch, heads, length, head size); `attention_mask` additive and broadcastable to
-    (batch, heads, length, length); the first result is (batch, length, heads, head size), the scores (batch, heads,
-    length, length). `scaling` is 1/√(head size) by default. Without `output_attentions` no scores are kept.
+    (batch, heads, length, length); the first result is (batch, length, heads, head size), the factors (2, batch, heads,
+    length, head size): `scaling * query` and `key`, so that the scores are factors[0] @ factors[1]ᵀ. `scaling` is
+    1/√(head size) by default. Without `output_attentions` no factors are kept.
     """
-    if not output_attentions:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
-    probabilities = nn.functional.dropout(probabilities, dropout, module.training)
-    return (probabilities @ value).transpose(1, 2).contiguous(), scores
+    factors = None
+    if output_attentions:
+        factors = torch.stack((query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key))
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    return output, factors
 
 
-AttentionInterface.register(_NAME, attention_with_scores)
+AttentionInterface.register(_NAME, attention_with_factors)
 AttentionMaskInterface.register(_NAME, eager_mask)
 
 
-def expose_attention_scores(model: PreTrainedModel, option: str) -> None:
-    """Make `model(..., output_attentions=True).attentions` the pre-softmax scores of its layers.
+def expose_attention_factors(model: PreTrainedModel, option: str) -> None:
+    """Make `model(..., output_attentions=True).attentions` the factors of its layers' pre-softmax scores.
 
     Raises InputError, naming `option`, for an architecture that does not use transformers' attention interface.
     """

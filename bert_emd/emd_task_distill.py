@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.hf_argparser import HfArg
 
-from bert_emd.attention_scores import expose_attention_scores
+from bert_emd.attention_scores import expose_attention_factors
 from bert_emd.layer_transport import WEIGHT_UPDATES, LayerTransport
 from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
 from bert_emd.recipes import RECIPES, recipe_defaults
@@ -206,8 +206,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     )
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     if "attention" in objective.looks_at:
-        expose_attention_scores(teacher, "--teacher_model")
-        expose_attention_scores(student, "--student_model")
+        expose_attention_factors(teacher, "--teacher_model")
+        expose_attention_factors(student, "--student_model")
     trained = Student(student, teacher.config.hidden_size, distillation.projection, stored)
     relus = [use_relu_head(model) for model in (teacher, student)] if distillation.head == "relu" else []
     collator = DataCollatorWithPadding(tokenizer)

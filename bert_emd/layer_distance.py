@@ -1,4 +1,8 @@
-"""All student layers against all teacher layers in one pass over the data."""
+"""All student layers against all teacher layers in one pass over the data.
+
+`pairwise_mse` compares tensors of one shape (hidden states), `pairwise_attention_mse` attention scores given by their
+factors, queries and keys: it never holds the scores of more than a few heads at a time.
+"""
 
 from collections.abc import Iterator
 
@@ -7,6 +11,10 @@ from torch.autograd.function import once_differentiable
 
 # Elements of one layer that are compared at a time, so that the pieces of all layers stay in the processor's cache.
 _BLOCK = 1 << 15
+# Attention distances: from this length on the products of factors are faster than the scores (benchmarks/RESULTS.md).
+_FACTORED_FROM = 192
+# A distance below this share of the norms it is the difference of would have lost too many digits.
+_CANCELLED = 1e-3
 
 
 def pairwise_mse(
@@ -30,32 +38,55 @@ def pairwise_mse(
         raise ValueError(f"student and teacher layers must have one shape, got {sorted(shapes)}")
     if divisor is None:
         divisor = student[0].numel()
-    return _PairwiseSquaredDistance.apply(mask, len(student), *student, *teacher) / divisor
+    return _PairwiseDistance.apply(mask, len(student), *student, *teacher) / divisor
 
 
-class _PairwiseSquaredDistance(torch.autograd.Function):
+def pairwise_attention_mse(
+    student: list[torch.Tensor],
+    teacher: list[torch.Tensor],
+    divisor: float | torch.Tensor | None = None,
+    form: str | None = None,
+) -> torch.Tensor:
+    """D[i, j] = Σ (S_i - T_j)² / divisor over all attention scores S_i = Q_i K_iᵀ, T_j = Q'_j K'_jᵀ, for all i and j.
+
+    `student`: M tensors of factors (2, batch, heads, length, head size), the queries (scaled) and the keys; `teacher`:
+    N of them, whose head size may be another. Queries and keys that are not to count are zero. `divisor`: the number of
+    scores of a layer by default. Returns D (M, N), float32 (float64 for float64 inputs), differentiable in the student.
+
+    `form`: "direct" makes the scores of a few heads at a time and sums squared differences; its time grows with the
+    square of the length. "factored" uses <Q Kᵀ, Q' K'ᵀ> = <Qᵀ Q', Kᵀ K'>, linear in the length; where a distance is so
+    much smaller than the scores that it would lose digits, it falls back on the direct form. None chooses by length.
+    Raises ValueError where batch, heads or length differ.
+    """
+    shapes = {tuple(layer.shape[:-1]) for layer in (*student, *teacher)}
+    if len(shapes) != 1:
+        raise ValueError(f"student and teacher factors must agree in all but the head size, got {sorted(shapes)}")
+    _, batch, heads, length = shapes.pop()
+    if divisor is None:
+        divisor = batch * heads * length**2
+    if form is None:
+        form = "factored" if length >= _FACTORED_FROM else "direct"
+    rows = [layer.flatten(1, 2) for layer in (*student, *teacher)]
+    return _PairwiseAttentionDistance.apply(form, len(student), *rows) / divisor
+
+
+class _PairwiseDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mask: torch.Tensor | None, student_layers: int, *layers: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(mask, *layers)
         ctx.student_layers = student_layers
-        dtype = torch.promote_types(layers[0].dtype, torch.float32)
-        total = torch.zeros(student_layers, len(layers) - student_layers, dtype=torch.float64, device=layers[0].device)
+        total = _no_distance(layers, student_layers)
         for block in _blocks(layers[0].shape, _BLOCK):
-            pieces = _pieces(layers, block, mask, dtype)
-            difference = (pieces[:student_layers, None] - pieces[None, student_layers:]).flatten(0, 1).unsqueeze(1)
-            total += (difference @ difference.mT).double().view_as(total)
-        return total.to(dtype)
+            pieces = _pieces(layers, block, mask, _accuracy(layers[0]))
+            total += _squared_distances(pieces[:student_layers], pieces[student_layers:])
+        return total.to(_accuracy(layers[0]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor) -> tuple:
-        # dD[i, j]/d student[i] = 2 (student[i] - teacher[j]); a flow has few pairs, the others cost nothing.
         mask, *layers = ctx.saved_tensors
         student, teacher = layers[: ctx.student_layers], layers[ctx.student_layers :]
-        pairs = grad.nonzero().tolist()
-        weights = torch.zeros(len(student), len(pairs), dtype=grad.dtype, device=grad.device)
-        for k, (i, j) in enumerate(pairs):
-            weights[i, k] = 2 * grad[i, j]
+        pairs, weights = _pairs(grad)
         grads = [torch.zeros_like(layer) for layer in student]
         for block in _blocks(student[0].shape, _BLOCK) if pairs else ():
             minuends = _pieces([student[i] for i, _ in pairs], block, mask, grad.dtype)
@@ -63,6 +94,64 @@ class _PairwiseSquaredDistance(torch.autograd.Function):
             for target, piece in zip(grads, weights @ difference, strict=True):
                 target[block] = piece.view_as(target[block])
         return None, None, *grads, *(None for _ in teacher)
+
+
+class _PairwiseAttentionDistance(torch.autograd.Function):
+    """Of factors (2, rows, length, head size), a row for each head of each example."""
+
+    @staticmethod
+    def forward(ctx, form: str, student_layers: int, *layers: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*layers)
+        ctx.student_layers = student_layers
+        student, teacher = layers[:student_layers], layers[student_layers:]
+        if form == "factored":
+            total, norms = _factored_distances(student, teacher)
+            if bool((total < _CANCELLED * norms).any()):
+                form = "direct"
+        if form == "direct":
+            total = _no_distance(layers, student_layers)
+            for rows in _row_blocks(layers[0]):
+                total += _squared_distances(_scores(student, rows).flatten(1), _scores(teacher, rows).flatten(1))
+        ctx.form = form
+        return total.to(_accuracy(layers[0]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple:
+        layers = ctx.saved_tensors
+        student, teacher = layers[: ctx.student_layers], layers[ctx.student_layers :]
+        pairs, weights = _pairs(grad)
+        grads = [torch.zeros_like(layer) for layer in student]
+        backward = _direct_backward if ctx.form == "direct" else _factored_backward
+        for rows in _row_blocks(student[0]) if pairs else ():
+            backward(grads, student, teacher, pairs, weights, rows)
+        return None, None, *grads, *(None for _ in teacher)
+
+
+def _accuracy(layer: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(layer.dtype, torch.float32)
+
+
+def _no_distance(layers: tuple[torch.Tensor, ...], student_layers: int) -> torch.Tensor:
+    return torch.zeros(student_layers, len(layers) - student_layers, dtype=torch.float64, device=layers[0].device)
+
+
+def _squared_distances(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Σ (student[i] - teacher[j])² of (M, elements) and (N, elements): (M, N) in float64."""
+    difference = (student[:, None] - teacher[None]).flatten(0, 1).unsqueeze(1)
+    return (difference @ difference.mT).double().view(len(student), len(teacher))
+
+
+def _pairs(grad: torch.Tensor) -> tuple[list[tuple[int, int]], torch.Tensor]:
+    """The layers (i, j) whose distance counts, and the factors (M, pairs) of their differences in the gradient.
+
+    dD[i, j] / d student[i] = 2 (student[i] - teacher[j]); a flow has few pairs, the others cost nothing.
+    """
+    pairs = grad.nonzero().tolist()
+    weights = torch.zeros(len(grad), len(pairs), dtype=grad.dtype, device=grad.device)
+    for k, (i, j) in enumerate(pairs):
+        weights[i, k] = 2 * grad[i, j]
+    return pairs, weights
 
 
 def _pieces(
@@ -88,3 +177,65 @@ def _blocks(shape: torch.Size, limit: int) -> Iterator[tuple[slice, ...]]:
     for start in range(shape[0]):
         for rest in _blocks(shape[1:], limit):
             yield (slice(start, start + 1), *rest)
+
+
+def _row_blocks(layer: torch.Tensor) -> Iterator[slice]:
+    """The rows of factors whose scores are made at a time."""
+    _, rows, length, _ = layer.shape
+    step = max(1, _BLOCK // length**2)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _stacked(layers: list[torch.Tensor], rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys of some rows of all layers, each (layers, rows, length, head size)."""
+    return torch.stack([layer[:, rows] for layer in layers], dim=1).to(_accuracy(layers[0])).unbind()
+
+
+def _scores(layers: list[torch.Tensor], rows: slice) -> torch.Tensor:
+    """The attention scores of some rows, (layers, rows, length, length)."""
+    queries, keys = _stacked(layers, rows)
+    return queries @ keys.mT
+
+
+def _direct_backward(grads, student, teacher, pairs, weights, rows: slice) -> None:
+    # With E = Σ_j weight (S - T_j), the gradient of the scores: d/dQ = E K and d/dK = Eᵀ Q.
+    queries, keys = _stacked(student, rows)
+    scores = queries @ keys.mT
+    teachers = sorted({j for _, j in pairs})
+    others = _scores([teacher[j] for j in teachers], rows)
+    difference = scores[[i for i, _ in pairs]].sub_(others[[teachers.index(j) for _, j in pairs]])
+    difference = (weights @ difference.flatten(1)).view_as(scores)
+    for k, parts in enumerate((difference @ keys, difference.mT @ queries)):
+        for grad, part in zip(grads, parts, strict=True):
+            grad[k, rows] = part
+
+
+def _factored_distances(student, teacher) -> tuple[torch.Tensor, torch.Tensor]:
+    """‖S_i‖² + ‖T_j‖² - 2 <S_i, T_j>, and ‖S_i‖² + ‖T_j‖² for comparison; (M, N) in float64."""
+    products = _no_distance((*student, *teacher), len(student))
+    norms = torch.zeros_like(products)
+    for rows in _row_blocks(student[0]):
+        ours, theirs = _stacked(student, rows), _stacked(teacher, rows)
+        own, their = (_inner([(x.mT @ x) for x in pair], (2, 3)).sum(1) for pair in (ours, theirs))
+        norms += own[:, None] + their
+        # All M·N products of a row in one: (rows, M, head size, N, head size).
+        left = [x.permute(1, 0, 3, 2).flatten(1, 2) for x in ours]
+        right = [x.permute(1, 2, 0, 3).flatten(2, 3) for x in theirs]
+        shape = (-1, len(student), student[0].shape[-1], len(teacher), teacher[0].shape[-1])
+        products += _inner([(x @ y).view(shape) for x, y in zip(left, right, strict=True)], (2, 4)).sum(0)
+    return norms - 2 * products, norms
+
+
+def _inner(factors: list[torch.Tensor], dims: tuple[int, ...]) -> torch.Tensor:
+    return (factors[0] * factors[1]).sum(dims).double()
+
+
+def _factored_backward(grads, student, teacher, pairs, weights, rows: slice) -> None:
+    # d/dQ = Σ_j weight (Q Kᵀ - Q'_j K'_jᵀ) K, with the small products first; d/dK is the same with Q and K exchanged.
+    ours = _stacked([student[i] for i, _ in pairs], rows)
+    theirs = _stacked([teacher[j] for _, j in pairs], rows)
+    for k in (0, 1):
+        mine, other = ours[k], ours[1 - k]
+        difference = mine @ (other.mT @ other) - theirs[k] @ (theirs[1 - k].mT @ other)
+        for grad, part in zip(grads, weights @ difference.flatten(1), strict=True):
+            grad[k, rows] = part.view_as(grad[k, rows])

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bert_emd.layer_distance import pairwise_mse
+from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 from bert_emd.layer_transport import LayerTransport, Transport, mean_over_processes
 from bert_finetune.errors import InputError
 
@@ -27,12 +27,12 @@ from bert_finetune.errors import InputError
 @dataclass(frozen=True)
 class LayerOutputs:
     """What the losses look at: `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length, width), the
-    embedding output first), `attention_scores` (layers of (batch, heads, length, length), pre-softmax, no mask
-    applied). None for what was not asked for."""
+    embedding output first), `attention_factors` (layers of (2, batch, heads, length, head size): the scaled queries and
+    the keys, whose products are the pre-softmax scores). None for what was not asked for."""
 
     logits: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-    attention_scores: tuple[torch.Tensor, ...] | None = None
+    attention_factors: tuple[torch.Tensor, ...] | None = None
 
 
 def evenly_spaced_layers(student_layers: int, teacher_layers: int) -> list[int]:
@@ -133,13 +133,16 @@ class LayerCosts:
         return pairwise_mse(list(student), list(teacher), _mean_count(attention_mask) * student[0].shape[-1], real)
 
     def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(M, N) costs of M student and N teacher score maps, each (batch, heads, length, length)."""
-        real = attention_mask.bool()[:, None, None, :]
+        """(M, N) costs of M student and N teacher score maps, given by their factors (see `LayerOutputs`)."""
+        keys = attention_mask[:, None, :, None]
+        queries = torch.ones_like(keys) if self.count_padding else keys
+        counted = torch.stack((queries, keys))
         divisor = None
         if not self.count_padding:
-            real = real & real.mT
-            divisor = _mean_count(attention_mask) * student[0].shape[1] * self.max_seq_length
-        return pairwise_mse(list(student), list(teacher), divisor, real)
+            divisor = _mean_count(attention_mask) * student[0].shape[2] * self.max_seq_length
+        return pairwise_attention_mse(
+            [layer * counted for layer in student], [layer * counted for layer in teacher], divisor
+        )
 
 
 def _mean_count(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -207,7 +210,7 @@ class Objective(nn.Module):
         if self.use_attention or self.use_hidden:
             attention = hidden = None
             if self.use_attention:
-                attention = self.costs.attention(student.attention_scores, teacher.attention_scores, attention_mask)
+                attention = self.costs.attention(student.attention_factors, teacher.attention_factors, attention_mask)
             if self.use_hidden:
                 hidden = self.costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
             transport = self.mapping(attention=attention, hidden=hidden)

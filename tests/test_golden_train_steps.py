@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, default_data_collator
 
-from bert_emd.attention_scores import expose_attention_scores
+from bert_emd.attention_scores import expose_attention_factors
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerCosts, Objective
 from bert_emd.student import Student, stored_projections, use_relu_head
@@ -67,7 +67,7 @@ def test_six_steps(case, tmp_path):
     teacher = load_classifier(teacher_folder, task, "--teacher_model", fine_tuned=True)
     model = load_classifier(student_folder, task, "--student_model")
     for m in (teacher, model):
-        expose_attention_scores(m, "--teacher_model")
+        expose_attention_factors(m, "--teacher_model")
         if "relu" in case:
             use_relu_head(m)
     student = Student(model, 36, "shared", stored_projections(student_folder, 36))

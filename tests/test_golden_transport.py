@@ -38,8 +38,10 @@ def test_four_steps(path, solver):
             transport, LayerCosts(attention_mask.shape[1], count_padding=True), beta=1.0, use_prediction=False
         )
         loss, terms, _ = objective(
-            LayerOutputs(None, tuple(hidden), tuple(scores)),
-            LayerOutputs(None, tuple(torch.tensor(get("teacher_hidden"))), tuple(torch.tensor(get("teacher_scores")))),
+            LayerOutputs(None, tuple(hidden), factors(scores)),
+            LayerOutputs(
+                None, tuple(torch.tensor(get("teacher_hidden"))), factors(torch.tensor(get("teacher_scores")))
+            ),
             attention_mask,
             None,
         )
@@ -50,6 +52,12 @@ def test_four_steps(path, solver):
         for ours, theirs in ((scores.grad, get("grad_student_scores")), (hidden.grad, get("grad_student_hidden"))):
             np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=2e-5 * np.abs(theirs).max())
         check_weights(transport, get, "after")
+
+
+def factors(scores):
+    """Queries and keys with these scores: the scores themselves, and the identity."""
+    keys = torch.eye(scores.shape[-1]).expand(scores.shape)
+    return torch.stack((scores, keys), dim=1).unbind()
 
 
 def check_weights(transport, get, when):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_emd import layer_distance
-from bert_emd.layer_distance import pairwise_mse
+from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 
 
 def layers(count, shape, seed, dtype=torch.float32):
@@ -81,3 +81,78 @@ def test_layers_need_not_be_contiguous_and_may_be_low_precision():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"one shape, got \[\(2, 3\), \(3, 2\)\]"):
         pairwise_mse([torch.zeros(2, 3)], [torch.zeros(3, 2)])
+
+
+def factors(count, seed, head_size, batch=2, heads=3, length=7, dtype=torch.float32):
+    return layers(count, (2, batch, heads, length, head_size), seed, dtype)
+
+
+def looped_attention(student, teacher):
+    scores = [[x[0].double() @ x[1].double().mT for x in side] for side in (student, teacher)]
+    return torch.stack([torch.stack([((s - t) ** 2).mean() for t in scores[1]]) for s in scores[0]])
+
+
+@pytest.mark.parametrize("form", ["direct", "factored"])
+@given(
+    m=st.integers(1, 3),
+    n=st.integers(1, 4),
+    sizes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9)),
+    block=st.integers(1, 400),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_distances_equal_the_loop_over_scores(form, m, n, sizes, shape, block):
+    student = factors(m, 1, sizes[0], *shape)
+    for layer in student:
+        layer.requires_grad_()
+    teacher = factors(n, 2, sizes[1], *shape)
+    weights = torch.rand(m, n, generator=torch.Generator().manual_seed(0)) * (torch.rand(m, n) < 0.7)
+    expected = looped_attention(student, teacher)
+    expected_grads = torch.autograd.grad((weights * expected).sum(), student)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_distance, "_BLOCK", block)
+        distance = pairwise_attention_mse(student, teacher, form=form)
+        grads = torch.autograd.grad((weights * distance).sum(), student)
+    assert distance.dtype == torch.float32
+    torch.testing.assert_close(distance.double(), expected, rtol=1e-4, atol=0)
+    scale = max(grad.abs().max() for grad in expected_grads)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(scale) + 1e-12)
+
+
+@pytest.mark.parametrize("form", ["direct", "factored"])
+def test_attention_gradient_is_the_derivative(form):
+    student, teacher = factors(2, 1, 3, dtype=torch.float64), factors(3, 2, 4, dtype=torch.float64)
+    for layer in student:
+        layer.requires_grad_()
+    weights = torch.rand(2, 3, dtype=torch.float64)
+    weights[0, 1] = weights[1, 0] = 0
+    assert torch.autograd.gradcheck(
+        lambda *s: (weights * pairwise_attention_mse(list(s), teacher, 7.0, form)).sum(), student
+    )
+
+
+@pytest.mark.parametrize("form", ["direct", "factored", None])
+def test_nearly_equal_attention_loses_no_digits(form):
+    teacher = factors(3, 0, 8, length=40)
+    student = [layer * (1 + relative) for layer, relative in zip(teacher, (1e-5, 0.0), strict=False)]
+    distance = pairwise_attention_mse(student, teacher, form=form)
+    torch.testing.assert_close(distance.double(), looped_attention(student, teacher), rtol=1e-2, atol=0)
+    assert distance[1, 1] == 0
+
+
+def test_the_form_is_chosen_by_length(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        layer_distance._PairwiseAttentionDistance,
+        "apply",
+        lambda form, m, *rows: chosen.append(form) or torch.zeros(1, 1),
+    )
+    for length in (16, 512):
+        pairwise_attention_mse(factors(1, 0, 2, 1, 1, length), factors(1, 1, 2, 1, 1, length))
+    assert chosen == ["direct", "factored"]
+
+
+def test_attention_factors_must_agree():
+    with pytest.raises(ValueError, match="agree in all but the head size"):
+        pairwise_attention_mse(factors(1, 0, 4, length=5), factors(1, 0, 4, length=6))

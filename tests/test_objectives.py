@@ -30,8 +30,12 @@ def outputs(layers, seed, length=LENGTH, requires_grad=False):
     return LayerOutputs(
         draw(3, 2),
         tuple(draw(3, length, WIDTH) for _ in range(layers + 1)),
-        tuple(draw(3, HEADS, length, length) for _ in range(layers)),
+        tuple(draw(2, 3, HEADS, length, WIDTH // HEADS) for _ in range(layers)),
     )
+
+
+def scores(factors):
+    return factors[0] @ factors[1].mT
 
 
 def mask(*lengths, length=LENGTH):
@@ -68,14 +72,15 @@ def test_costs_look_at_real_tokens_only():
     student, teacher, attention_mask = outputs(M, 1), outputs(N, 2), mask(5, 3, 1)
     costs = LayerCosts(max_seq_length=16)
     hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
-    attention = costs.attention(student.attention_scores, teacher.attention_scores, attention_mask)
+    attention = costs.attention(student.attention_factors, teacher.attention_factors, attention_mask)
     real = attention_mask.bool()
     for i in range(M):
         for j in range(N):
             difference = student.hidden_states[1 + i] - teacher.hidden_states[1 + j]
             assert hidden[i, j].item() == pytest.approx((difference[real] ** 2).mean().item(), rel=1e-5)
             # per real query: the sum over real keys / 16; then the mean over real queries and heads
-            squares = (student.attention_scores[i] - teacher.attention_scores[j]) ** 2 * real[:, None, None, :]
+            difference = scores(student.attention_factors[i]) - scores(teacher.attention_factors[j])
+            squares = difference**2 * real[:, None, None, :]
             per_query = squares.sum(-1).transpose(1, 2)[real] / 16
             assert attention[i, j].item() == pytest.approx(per_query.mean().item(), rel=1e-5)
 
@@ -84,7 +89,7 @@ def test_costs_do_not_depend_on_the_amount_of_padding():
     costs = LayerCosts(max_seq_length=16)
     attention_mask = mask(5, 3, 1)
     short = outputs(M, 1), outputs(N, 2)
-    pad = {"hidden_states": (0, 0, 0, 4), "attention_scores": (0, 4, 0, 4)}
+    pad = {"hidden_states": (0, 0, 0, 4), "attention_factors": (0, 0, 0, 4)}
     long = [
         LayerOutputs(
             o.logits,
@@ -92,7 +97,7 @@ def test_costs_do_not_depend_on_the_amount_of_padding():
         )
         for o in short
     ]
-    for name, part in (("hidden", "hidden_states"), ("attention", "attention_scores")):
+    for name, part in (("hidden", "hidden_states"), ("attention", "attention_factors")):
         few = getattr(costs, name)(*(getattr(o, part) for o in short), attention_mask)
         many = getattr(costs, name)(*(getattr(o, part) for o in long), functional.pad(attention_mask, (0, 4)))
         torch.testing.assert_close(few, many)
@@ -105,8 +110,8 @@ def test_counted_padding_is_the_plain_mean_with_masked_keys_as_zero():
     expected = functional.mse_loss(student.hidden_states[1], teacher.hidden_states[2])
     assert hidden[0, 1].item() == pytest.approx(expected.item(), rel=1e-6)
     keys = attention_mask[:, None, None, :].bool()
-    a, b = (o.attention_scores[0].masked_fill(~keys, 0) for o in (student, teacher))
-    attention = costs.attention(student.attention_scores, teacher.attention_scores, attention_mask)
+    a, b = (scores(o.attention_factors[0]).masked_fill(~keys, 0) for o in (student, teacher))
+    attention = costs.attention(student.attention_factors, teacher.attention_factors, attention_mask)
     assert attention[0, 0].item() == pytest.approx(functional.mse_loss(a, b).item(), rel=1e-6)
 
 
@@ -157,7 +162,7 @@ def test_each_term_can_be_left_out(off):
         "use_prediction": "soft",
     }
     assert set(terms) == {f"{name}_loss" for name in gone.values() if name != gone[off]}
-    assert (student.attention_scores[0].grad is None) == (off == "use_attention")
+    assert (student.attention_factors[0].grad is None) == (off == "use_attention")
 
 
 def test_labels_alone_need_no_teacher():
