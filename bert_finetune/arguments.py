@@ -195,6 +195,8 @@ class RunArguments(TrainingArguments):
                 raise ValueError(f"--{option} {value}: must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed {self.seed}: must be from 0 to 4294967295")
+        # Without it, TrainingArguments refuses --bf16 where there is no GPU.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # TrainingArguments would fill in both by itself; here they are what the user asked for.
         asked = self.do_eval, self.metric_for_best_model
         super().__post_init__()
