@@ -10,6 +10,7 @@ TrainingArguments works too; see --help.
 """
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from bert_emd.student import (
     student_from_teacher,
     use_relu_head,
 )
+from bert_emd.teacher_cache import PLACES, open_cache
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import Parser, RunArguments, TaskArguments, is_main_process
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
@@ -96,6 +98,19 @@ class DistillationArguments:
     pred_distill: bool = HfArg(default=False, help="The second of two stages: the prediction loss only.")
     teacher_mode: Literal["eval", "train"] = HfArg(
         default="eval", help="train: the teacher's dropout is active while it teaches, as in the authors' code."
+    )
+    teacher_cache: Literal[PLACES] = HfArg(
+        default="auto",
+        help="Where to keep what the teacher says of each example, so that it runs once and not in every epoch: "
+        "memory, disk (removed at the end), none; auto: a GPU's memory or the disk where there is room. Not with "
+        "--teacher_mode train or --count_padding.",
+    )
+    teacher_cache_dir: str | None = HfArg(
+        default=None,
+        help="Folder for --teacher_cache disk that stays, for further students of the same teacher on the same data.",
+    )
+    teacher_cache_dtype: Literal["bfloat16", "float32"] = HfArg(
+        default="bfloat16", help="How exactly the teacher's answers are kept; float32 takes twice the room."
     )
     head: Literal["own", "relu"] = HfArg(
         default="own",
@@ -173,9 +188,19 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
+    if distillation.teacher_cache not in ("auto", "none") and not cacheable(distillation):
+        raise InputError(
+            f"--teacher_cache {distillation.teacher_cache}: the teacher's answers change from epoch to epoch with "
+            "--teacher_mode train, and are not kept for padding with --count_padding"
+        )
     for name in ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing"):
         if getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
+
+
+def cacheable(distillation: DistillationArguments) -> bool:
+    """Whether the teacher says the same of an example in every epoch."""
+    return distillation.teacher_mode == "eval" and not distillation.count_padding
 
 
 @reports_input_errors
@@ -216,6 +241,21 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
 
     checkpoint = start_output_dir(args)
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
+    train, cache, cache_folder = datasets.train, None, Path(args.output_dir) / "teacher_cache"
+    if objective.needs_teacher and cacheable(distillation):
+        with args.main_process_first():
+            cache = open_cache(
+                distillation.teacher_cache,
+                distillation.teacher_cache_dtype,
+                Path(distillation.teacher_cache_dir or cache_folder),
+                teacher,
+                objective.looks_at,
+                train,
+                args.device,
+                rereads=bool(distillation.teacher_cache_dir) or reads_twice(args, len(train)),
+                variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
+            )
+        train = train.add_column("example", list(range(len(train))))
     trainer = DistillationTrainer(
         trained,
         teacher,
@@ -223,18 +263,28 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         args,
         task,
         tokenizer,
-        datasets.train,
+        train,
         datasets.dev,
         teacher_mode=distillation.teacher_mode,
         optimizer=distillation.optimizer,
         teacher_metrics=teacher_metrics,
         relu_heads=relus,
+        teacher_cache=cache,
         data_collator=collator,
     )
     write_run_description(args, distillation, task_args)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.write_predictions(datasets.test)
     trainer.finish_training()
+    if args.process_index == 0:
+        shutil.rmtree(cache_folder, ignore_errors=True)
+
+
+def reads_twice(args: RunArguments, examples: int) -> bool:
+    """Whether the training sees an example more than once."""
+    if args.max_steps > 0:
+        return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size > examples
+    return args.num_train_epochs > 1
 
 
 def evaluate_student(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from bert_emd.bert_adam import BertAdam
 from bert_emd.history import LayerHistory
-from bert_emd.objectives import Objective
+from bert_emd.objectives import LayerOutputs, Objective
 from bert_emd.pictures import draw_flow
 from bert_emd.student import Student, layer_outputs
+from bert_emd.teacher_cache import TeacherCache
 from bert_finetune.arguments import RunArguments
 from bert_finetune.trainer import TaskTrainer, format_figures
 
@@ -26,6 +27,7 @@ class DistillationTrainer(TaskTrainer):
     teacher: where the objective needs none, it is in the model card only. teacher_mode: "eval", or "train" for the
     authors' way, in which the teacher's dropout is active while it teaches. teacher_metrics: its dev figures, for the
     results file.
+    teacher_cache: keeps the teacher's answers; the training data's column "example" then numbers its rows.
     relu_heads: handles of `use_relu_head`; they are removed in the end, and the figures without them given too.
     optimizer: "adamw" (whatever `args.optim` says), or "bert_adam" (`BertAdam`, which clips for itself).
     """
@@ -41,6 +43,7 @@ class DistillationTrainer(TaskTrainer):
         optimizer: str = "adamw",
         teacher_metrics: dict[str, float] | None = None,
         relu_heads: list[RemovableHandle] | None = None,
+        teacher_cache: TeacherCache | None = None,
         **kwargs,
     ):
         if optimizer == "bert_adam":
@@ -49,6 +52,7 @@ class DistillationTrainer(TaskTrainer):
             run_arguments.max_grad_norm = 0.0
         super().__init__(student, run_arguments, *args, **kwargs)
         self.objective, self.layer_history = objective, LayerHistory()
+        self.teacher_cache = teacher_cache
         self.teacher_metrics, self.relu_heads = teacher_metrics or {}, relu_heads or []
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
         if self.teacher is not None:
@@ -61,13 +65,9 @@ class DistillationTrainer(TaskTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        labels = inputs.pop("labels")
-        parts = self.objective.looks_at
-        student = model(**inputs, parts=parts)
-        teacher = None
-        if self.objective.needs_teacher:
-            with torch.no_grad(), self.accelerator.autocast():
-                teacher = layer_outputs(self.teacher, parts, **inputs)
+        labels, examples = inputs.pop("labels"), inputs.pop("example", None)
+        student = model(**inputs, parts=self.objective.looks_at)
+        teacher = self.ask_teacher(inputs, examples) if self.objective.needs_teacher else None
         try:
             loss, terms, transport = self.objective(student, teacher, inputs["attention_mask"], labels)
         except FloatingPointError:
@@ -76,6 +76,18 @@ class DistillationTrainer(TaskTrainer):
         if transport is not None:
             self.layer_history.add(transport)
         return (loss, student) if return_outputs else loss
+
+    @torch.no_grad()
+    def ask_teacher(self, inputs: dict[str, torch.Tensor], examples: torch.Tensor | None) -> LayerOutputs:
+        """The teacher's answers for a batch, computed where they are not in the cache."""
+        cache, mask = self.teacher_cache, inputs["attention_mask"]
+        if cache is None or not cache.knows(examples):
+            with self.accelerator.autocast():
+                outputs = layer_outputs(self.teacher, self.objective.looks_at, **inputs)
+            if cache is None:
+                return outputs
+            cache.keep(examples, mask, outputs)
+        return cache.answers(examples, mask)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

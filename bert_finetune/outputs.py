@@ -36,6 +36,7 @@ _RUN_FILES = (
     "eval_results.*",
     "layer_weights.csv",
     "flows.npz",
+    "teacher_cache",
     "flow.png",
     "predictions.tsv",
     *(name for task in TASKS.values() for name in task.submission.values()),

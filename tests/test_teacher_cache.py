@@ -1,0 +1,184 @@
+"""The teacher's answers are kept, found again, and the same as without the cache."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from bert_emd import teacher_cache
+from bert_emd.attention_scores import expose_attention_factors
+from bert_emd.emd_task_distill import main
+from bert_emd.student import layer_outputs
+from bert_emd.teacher_cache import Layout, TeacherCache
+
+ALL = frozenset({"logits", "embedding", "hidden", "attention"})
+LENGTHS = [5, 1, 7, 3]
+
+
+@pytest.fixture(scope="module")
+def model(teacher):
+    model = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+    expose_attention_factors(model, "--teacher_model")
+    return model
+
+
+def batch(examples, left=False):
+    """Padded inputs of some of the examples, whose tokens follow from their number."""
+    longest = max(LENGTHS[k] for k in examples)
+    ids, mask = torch.zeros(len(examples), longest, dtype=torch.long), torch.zeros(len(examples), longest).long()
+    for row, k in enumerate(examples):
+        place = slice(longest - LENGTHS[k], longest) if left else slice(0, LENGTHS[k])
+        ids[row, place], mask[row, place] = torch.arange(5, 5 + LENGTHS[k]) + k, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def ask(model, parts, inputs):
+    return layer_outputs(model, parts, **inputs)
+
+
+def assert_same(kept, direct, mask, **tolerance):
+    real = mask.bool()
+    assert (kept.logits is None) == (direct.logits is None)
+    if direct.logits is not None:
+        torch.testing.assert_close(kept.logits, direct.logits)
+    for ours, theirs in zip(kept.hidden_states or (), direct.hidden_states or (), strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(ours[real], theirs[real], **tolerance)
+            assert not ours[~real].any()
+    for ours, theirs in zip(kept.attention_factors or (), direct.attention_factors or (), strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours.transpose(2, 3)[:, real], theirs.transpose(2, 3)[:, real], **tolerance)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", {"rtol": 0, "atol": 0}), ("bfloat16", {})])
+@pytest.mark.parametrize("parts", [ALL, {"logits"}, {"hidden"}, {"embedding", "attention"}], ids=sorted)
+def test_answers_come_back_as_they_were(parts, dtype, tolerance, left, model, tmp_path):
+    parts = frozenset(parts)
+    tolerance = tolerance or {"rtol": 2**-8, "atol": 1e-6}
+    for folder in (None, tmp_path):
+        cache = TeacherCache(Layout.of(model, parts), LENGTHS, dtype, folder)
+        for examples in ([2, 0], [3, 1]):
+            numbers, inputs = torch.tensor(examples), batch(examples, left)
+            assert not cache.knows(numbers)
+            direct = ask(model, parts, inputs)
+            cache.keep(numbers, inputs["attention_mask"], direct)
+            assert cache.knows(numbers)
+            assert_same(cache.answers(numbers, inputs["attention_mask"]), direct, inputs["attention_mask"], **tolerance)
+        if left:
+            continue  # then a token's position, and with it the answer, depends on the padding
+        # In other company, and padded to another length.
+        inputs = batch([3, 0])
+        kept = cache.answers(torch.tensor([3, 0]), inputs["attention_mask"])
+        close = {"rtol": max(tolerance["rtol"], 1e-4), "atol": 1e-5}
+        assert_same(kept, ask(model, parts, inputs), inputs["attention_mask"], **close)
+
+
+def test_another_run_finds_what_is_on_disk_and_only_what_is_whole(model, tmp_path):
+    layout, everything = Layout.of(model, ALL), torch.arange(4)
+    inputs = batch([0, 1, 2, 3])
+    direct = ask(model, ALL, inputs)
+    TeacherCache(layout, LENGTHS, "float32", tmp_path).keep(everything, inputs["attention_mask"], direct)
+    again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
+    assert again.knows(everything)
+    assert_same(again.answers(everything, inputs["attention_mask"]), direct, inputs["attention_mask"], rtol=0, atol=0)
+    # A token of example 2 that was not written to the end.
+    with open(tmp_path / "tokens", "r+b") as file:
+        file.seek((5 + 1 + 3) * layout.row * 4 + 11)
+        file.write(b"\xff")
+    again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
+    assert [again.knows(torch.tensor([k])) for k in range(4)] == [True, True, False, True]
+    # Files cut short are begun anew.
+    for name in ("tokens", "logits", "checksums"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+        again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
+        assert not again.knows(torch.tensor([3])) or name == "checksums"
+        again.keep(everything, inputs["attention_mask"], direct)
+        assert TeacherCache(layout, LENGTHS, "float32", tmp_path).knows(everything)
+
+
+def distil(teacher, glue_dir, out, *more):
+    arguments = [
+        *("--teacher_model", teacher, "--student_layers", 2, "--task_name", "RTE", "--data_dir", glue_dir),
+        *("--output_dir", out, "--max_seq_length", 32, "--num_train_epochs", 3, "--train_batch_size", 8),
+        *("--learning_rate", "1e-3", "--beta", 1, *more),
+    ]
+    main([str(argument) for argument in arguments])
+    results = json.loads((out / "eval_results.json").read_text())
+    with np.load(out / "flows.npz") as flows:
+        return results["history"], {name: flows[name] for name in flows.files}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often the teacher itself was asked for a batch's answers."""
+    calls = []
+    compute = TeacherCache.keep
+    monkeypatch.setattr(TeacherCache, "keep", lambda *args: calls.append(1) or compute(*args))
+    return calls
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_the_student_is_that_of_the_uncached_run(place, teacher, glue_dir, tmp_path, asked, capsys):
+    history, flows = distil(teacher, glue_dir, tmp_path / "none", "--teacher_cache", "none")
+    assert not asked and "teacher cache" not in capsys.readouterr().out
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 2e-2)):
+        out = tmp_path / dtype
+        asked.clear()
+        with_cache = distil(teacher, glue_dir, out, "--teacher_cache", place, "--teacher_cache_dtype", dtype)
+        assert len(asked) == 3  # the batches of one epoch out of three
+        for ours, theirs in zip(with_cache[0], history, strict=True):
+            for name, value in theirs.items():
+                assert ours[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+        for name, value in flows.items():
+            np.testing.assert_allclose(with_cache[1][name], value, atol=10 * tolerance)
+        assert not (out / "teacher_cache").exists()
+        printed = capsys.readouterr().out
+        assert "teacher cache: 0.00 GB in" in printed and dtype in printed
+
+
+def test_further_students_find_the_answers(teacher, glue_dir, tmp_path, asked):
+    more = ["--teacher_cache_dir", tmp_path / "kept", "--teacher_cache", "disk", "--num_train_epochs", 1]
+    distil(teacher, glue_dir, tmp_path / "first", *more)
+    assert len(asked) == 3
+    distil(teacher, glue_dir, tmp_path / "second", *more, "--seed", 7)
+    assert len(asked) == 3 and len(list((tmp_path / "kept").iterdir())) == 1
+    # Other inputs are kept beside them.
+    distil(teacher, glue_dir, tmp_path / "third", *more, "--max_seq_length", 16)
+    assert len(asked) == 6 and len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_auto_keeps_what_is_read_twice_and_fits(teacher, glue_dir, tmp_path, asked, monkeypatch, exits_with_2):
+    distil(teacher, glue_dir, tmp_path / "a")
+    assert len(asked) == 3
+    asked.clear()
+    distil(teacher, glue_dir, tmp_path / "b", "--num_train_epochs", 1)
+    distil(teacher, glue_dir, tmp_path / "c", "--max_steps", 3)
+    distil(teacher, glue_dir, tmp_path / "d", "--teacher_mode", "train")
+    distil(teacher, glue_dir, tmp_path / "e", "--recipe", "authors-2022")
+    monkeypatch.setattr(teacher_cache, "_free_disk", lambda folder: 1000)
+    distil(teacher, glue_dir, tmp_path / "f")
+    assert not asked
+    arguments = ["--task_name", "RTE", "--data_dir", glue_dir, "--student_layers", 2, "--teacher_cache", "disk"]
+    arguments += ["--teacher_model", teacher, "--output_dir", tmp_path / "g", "--max_seq_length", 32]
+    assert "need 0.0 GB, and 0.0 GB are free" in exits_with_2(main, *arguments)
+    for more in (["--teacher_mode", "train"], ["--count_padding", "--pad_to_max_length"]):
+        assert "--teacher_cache disk: the teacher's answers change" in exits_with_2(main, *arguments, *more)
+
+
+def test_the_key_names_teacher_and_data(model, teacher):
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]], "attention_mask": [[1, 1, 1], [1, 1]]})
+    keys = {teacher_cache._key(model, data, "a")}
+    keys.add(teacher_cache._key(model, data, "b"))
+    keys.add(teacher_cache._key(model, data.select([1, 0]), "a"))
+    changed = AutoModelForSequenceClassification.from_pretrained(teacher)
+    assert teacher_cache._key(changed, data, "a") in keys
+    with torch.no_grad():
+        next(changed.parameters())[0, 0] += 1
+    keys.add(teacher_cache._key(changed, data, "a"))
+    assert len(keys) == 4
