@@ -4,10 +4,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -21,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from bert_finetune.errors import InputError
+from bert_finetune.errors import InputError, reading, writing
 from bert_finetune.glue import Task
 
 
@@ -124,27 +122,24 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save for `from_pretrained`, each file complete or not there: written aside, then renamed into `folder`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
-    try:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        # The weights come last: a folder with weights has everything.
-        for file in sorted(aside.iterdir(), key=lambda file: "model" in file.name):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(aside)
+    with writing(folder, Exception):  # safetensors, torch and tokenizers: each raises its own
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+        try:
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+            # The weights come last: a folder with weights has everything.
+            for file in sorted(aside.iterdir(), key=lambda file: "model" in file.name):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(aside)
 
 
 def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "from_pretrained", **kwargs):
     if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
         raise InputError(f"{option} {name_or_path}: no such folder")
-    try:
+    with reading(f"{option} {name_or_path}"):
         return getattr(kind, loader)(name_or_path, **kwargs)
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        # transformers' messages run over several paragraphs; their first line is the reason.
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{option} {name_or_path}: cannot be loaded: {reason}") from None
 
 
 def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:

@@ -1,8 +1,11 @@
-"""How every script reports something wrong with its input: one line on stderr and exit code 2."""
+"""How every script reports what went wrong outside it: one line on stderr and exit code 2 (130 when interrupted)."""
 
+import argparse
 import functools
 import os
 import sys
+from contextlib import contextmanager
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -12,15 +15,66 @@ class InputError(Exception):
     """
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose complaints are `InputError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
 def reports_input_errors(main):
-    """Decorate a script's `main`: an `InputError` becomes one line on stderr and exit code 2, as argparse does it."""
+    """Decorate a script's `main`: each of these becomes one line on stderr.
+
+    `InputError`, and an `OSError` about a file (no permission, a full disk): exit code 2, as argparse does it.
+    `KeyboardInterrupt`: exit code 130, as shells do it; its text says how to go on.
+    """
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
-            sys.exit(2)
+            code, line = 2, f"error: {error}"
+        except OSError as error:
+            if error.filename is None:
+                raise
+            code, line = 2, f"error: {os.fsdecode(error.filename)}: {error.strerror}"
+        except KeyboardInterrupt as interrupt:
+            code, line = 130, "; ".join(["interrupted", *map(str, interrupt.args)])
+        print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
+        sys.exit(code)
 
     return wrapper
+
+
+@contextmanager
+def reading(what: str):
+    """Around a library's loading of what the user named: damage shows as whatever it meets first, here an `InputError`
+    that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: cannot be loaded: {_reason(error)}") from None
+
+
+@contextmanager
+def writing(path: str | os.PathLike, *more: type[Exception]):
+    """Around the writing of `path`: a failure becomes an `OSError` that names it.
+
+    A write to a full disk names no file. `more`: what a library raises in place of an `OSError`.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, *more) as error:
+        code = getattr(error, "errno", None)
+        raise OSError(code, f"cannot be written: {_reason(error)}", os.fspath(path)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The reason in one line: libraries' messages run over several paragraphs, and some have none."""
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
