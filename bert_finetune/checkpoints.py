@@ -69,11 +69,17 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
             option,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=not fine_tuned,
+            ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
     finally:
         logging.set_verbosity(verbosity)
+    for key, stored, wanted in sorted(info["mismatched_keys"]):
+        if fine_tuned or key.startswith(f"{model.base_model_prefix}."):
+            raise InputError(
+                f"{option} {name_or_path}: its weights and its configuration do not fit: {key} is {tuple(stored)}, not "
+                f"{tuple(wanted)}"
+            )
     fresh = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
     if fresh and fine_tuned:
         raise InputError(
@@ -138,7 +144,8 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "from_pretrained", **kwargs):
     if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
         raise InputError(f"{option} {name_or_path}: no such folder")
-    with reading(f"{option} {name_or_path}"):
+    part = ", its tokenizer" if kind is AutoTokenizer else ""
+    with reading(f"{option} {name_or_path}{part}"):
         return getattr(kind, loader)(name_or_path, **kwargs)
 
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -31,6 +32,7 @@ def reports_input_errors(main):
 
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
+        shown, threading.excepthook = threading.excepthook, _show_unless_of_a_file
         try:
             return main(*args, **kwargs)
         except InputError as error:
@@ -41,10 +43,18 @@ def reports_input_errors(main):
             code, line = 2, f"error: {os.fsdecode(error.filename)}: {error.strerror}"
         except KeyboardInterrupt as interrupt:
             code, line = 130, "; ".join(["interrupted", *map(str, interrupt.args)])
+        finally:
+            threading.excepthook = shown
         print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
         sys.exit(code)
 
     return wrapper
+
+
+def _show_unless_of_a_file(raised: threading.ExceptHookArgs) -> None:
+    """A library's own thread that cannot write a log: the main thread comes to the same error, and reports it."""
+    if not issubclass(raised.exc_type, OSError):
+        threading.__excepthook__(raised)
 
 
 @contextmanager
@@ -56,7 +66,8 @@ def reading(what: str):
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{what}: cannot be loaded: {_reason(error)}") from None
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        raise InputError(f"{what}: cannot be loaded: {where}{_reason(error)}") from None
 
 
 @contextmanager
@@ -75,6 +86,10 @@ def writing(path: str | os.PathLike, *more: type[Exception]):
 
 
 def _reason(error: Exception) -> str:
-    """The reason in one line: libraries' messages run over several paragraphs, and some have none."""
-    lines = str(getattr(error, "strerror", None) or error).splitlines()
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    """The reason in one line: libraries' messages run over several paragraphs, and some are no more than a name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    plain = isinstance(error, OSError | ValueError | RuntimeError) or type(error) is Exception
+    return reason if plain and reason else f"{type(error).__name__}: {reason}".removesuffix(": ")

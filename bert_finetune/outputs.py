@@ -77,15 +77,16 @@ def start_output_dir(args: TrainingArguments) -> str | None:
             if resume is None and args.overwrite_output_dir:
                 _remove(path for pattern in _RUN_FILES for path in folder.glob(pattern))
             if resume == "last":
-                remove_incomplete_checkpoints(folder)
+                remove_incomplete(folder.glob("checkpoint-*"))
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from None
     return last_checkpoint(folder) if resume == "last" else resume
 
 
-def remove_incomplete_checkpoints(folder: str | Path) -> None:
-    _remove(path for path in Path(folder).glob("checkpoint-*") if not _is_complete(path))
+def remove_incomplete(checkpoints: Iterable[Path]) -> None:
+    """Remove those that a killed run, or a full disk, left incomplete."""
+    _remove(path for path in checkpoints if not _is_complete(path))
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -27,7 +27,7 @@ from bert_finetune.checkpoints import save_classifier
 from bert_finetune.errors import InputError, reading, writing
 from bert_finetune.glue import Task
 from bert_finetune.metrics import compute_metrics
-from bert_finetune.outputs import last_checkpoint, remove_incomplete_checkpoints, write_eval_results
+from bert_finetune.outputs import last_checkpoint, remove_incomplete, write_eval_results
 from bert_finetune.predictions import write_predictions
 
 
@@ -161,13 +161,19 @@ class TaskTrainer(Trainer):
             raise KeyboardInterrupt(
                 f"--resume_from_checkpoint goes on from {kept}" if kept else "there is no checkpoint yet"
             ) from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            with writing(Path(self.args.output_dir, "runs")):  # TensorBoard's log: the rest is named
+                raise
 
     def _save_checkpoint(self, model, trial) -> None:
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         try:
-            with writing(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), Exception):
+            with writing(folder / name, Exception):  # safetensors, torch and tokenizers: each raises its own
                 super()._save_checkpoint(model, trial)
         except BaseException:
-            remove_incomplete_checkpoints(self.args.output_dir)
+            remove_incomplete(folder.glob(name))
             raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -323,6 +323,14 @@ BAD_ARCHIVES = {
         lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", 10),
         "cannot be unpacked (Bad CRC-32",
     ),
+    "a member that is shorter than it says": (
+        lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", 10**6),
+        f"'RTE/dev.tsv' is cut short by {10**6 - 304} bytes",
+    ),
+    "an empty member": (
+        lambda data: zipped(members(data, "RTE", dev=b"")),
+        "'RTE/dev.tsv', 0 bytes packed by method 0, is none of GLUE's",
+    ),
     "other folder": (lambda data: zipped({"train.tsv": b"", "dev.tsv": b"", "test.tsv": b""}), "no RTE/train.tsv"),
 }
 
