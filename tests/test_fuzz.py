@@ -12,7 +12,7 @@ import signal
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -369,6 +369,11 @@ def test_a_bomb(unpack, monkeypatch, method):
 # The TSV reader
 
 
+def quiet_load_split(*args):
+    with redirect_stdout(io.StringIO()):
+        return load_split(*args)
+
+
 @given(raw=st.one_of(st.binary(max_size=80), st.text("a\t\n\r\x00\u2028\ufeffé", max_size=40).map(str.encode)))
 @fuzz
 def test_any_bytes_as_tsv(tmp_path, raw):
@@ -390,7 +395,7 @@ FIELD = st.text(st.characters(exclude_characters="\t\n\r\ufeff", exclude_categor
 
 @given(data=st.data(), name=st.sampled_from(list(FORMATS)), split=st.sampled_from(["train", "dev", "test"]))
 @fuzz
-def test_any_table_of_a_task(tmp_path, capsys, data, name, split):
+def test_any_table_of_a_task(tmp_path, data, name, split):
     """Columns in any order among others, any text, rows of any length: each row comes out with its own text and label,
     or the file is refused."""
     task, (labelled, unlabelled, labels) = get_task(name), FORMATS[name]
@@ -408,7 +413,7 @@ def test_any_table_of_a_task(tmp_path, capsys, data, name, split):
     header = [columns] if labelled or split == "test" else []
     path.write_bytes("".join("\t".join(row) + "\n" for row in header + rows).encode())
     try:
-        dataset = load_split(task, path, split)
+        dataset = quiet_load_split(task, path, split)
     except InputError as error:
         assert str(path) in str(error)
         return
@@ -421,7 +426,7 @@ def test_any_table_of_a_task(tmp_path, capsys, data, name, split):
         assert dataset["label"][:] == [float(x) if task.is_regression else list(task.labels).index(x) for x in given]
 
 
-def test_damaged_tables(tmp_path, capsys):
+def test_damaged_tables(tmp_path):
     for name in FORMATS:
         write_task(tmp_path / name, name, train=4, dev=3, test=3)
     whole = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.tsv"))}
@@ -430,7 +435,7 @@ def test_damaged_tables(tmp_path, capsys):
     def read(chance: random.Random, number: int) -> str:
         original = chance.choice(list(whole))
         path.write_bytes(damaged(whole[original], chance))
-        load_split(get_task(original.parent.name), path, original.stem.split("_")[0])
+        quiet_load_split(get_task(original.parent.name), path, original.stem.split("_")[0])
         return "read"
 
     seen = {}
