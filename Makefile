@@ -1,14 +1,18 @@
 # Each target does its own set-up in .venv; nothing but Python is needed beforehand.
 PYTHON ?= python3
 BIN := .venv/bin
+INPUTS ?= 100000
 
-.PHONY: quickstart test lint format
+.PHONY: quickstart test fuzz lint format
 
 quickstart: .venv/run  ## the main job in minutes; make quickstart ARGS=--full for all of it
 	$(BIN)/python quickstart.py $(ARGS)
 
 test: .venv/dev  ## the test suite; make test ARGS="-k resume" for a part
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: .venv/dev  ## damaged files for the readers, 100,000 each; make fuzz INPUTS=1000 for less
+	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest -s tests/test_fuzz.py $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

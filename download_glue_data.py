@@ -26,19 +26,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from bert_finetune import glue
-from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors, writing
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
 HUB_DATASET = "nyu-mll/glue"
 ATTEMPTS = 5
 TIMEOUT = 30  # seconds without an answer
 CHUNK = 1 << 16  # bytes
+MAX_FILE_BYTES = 1 << 31  # far beyond any file of GLUE
 PASSING_STATUS = {408, 429, 500, 502, 503, 504}  # worth another attempt
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -110,30 +110,56 @@ class Finding:
 def unpack_zip(sources: Sequence[Path], files: Sequence[File], folder: Path) -> None:
     """Extract `files`, and nothing else, from the one archive in `sources` into `folder`.
 
-    Raises InputError for an archive that is damaged, lacks one of them, or has a member outside its own folder.
+    Raises InputError for an archive that is damaged, lacks one of them, is not packed as GLUE's are, or has a member
+    outside its own folder.
     """
+    with naming_damage():
+        archive = zipfile.ZipFile(sources[0])
+    with archive:
+        members = {member.filename: member for member in archive.infolist()}
+        for member in members:
+            path = PurePosixPath(member.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"the archive has a member outside its folder, {member!r}")
+        for file in files:
+            if file.path not in members:
+                raise InputError(f"the archive has no {file.path}")
+            path = folder / file.name
+            with writing(path), open(path, "wb") as target:
+                target.writelines(unpacked(archive, members[file.path]))
+
+
+def unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield a member in chunks, its checksum verified with the last. Raises InputError for damage."""
+    # zipfile would unpack the other methods' data in pieces of any size, whatever it is asked for.
+    common = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if not (common and 0 < member.file_size <= MAX_FILE_BYTES):
+        raise InputError(
+            f"the archive's {member.filename!r}, {member.file_size} bytes packed by method {member.compress_type}, is "
+            "none of GLUE's"
+        )
+    missing = member.file_size
+    with naming_damage(), archive.open(member) as packed:
+        while chunk := packed.read(CHUNK):
+            missing -= len(chunk)
+            yield chunk
+    if missing:  # which zipfile lets pass where the directory's checksum is that of what is there
+        raise InputError(f"the archive's {member.filename!r} is cut short by {missing} bytes")
+
+
+@contextmanager
+def naming_damage() -> Iterator[None]:
+    """Damage shows as BadZipFile, zlib.error, EOFError, OSError...: whatever zipfile meets first, here InputError."""
     try:
-        with zipfile.ZipFile(sources[0]) as archive:
-            members = set(archive.namelist())
-            for member in members:
-                path = PurePosixPath(member.replace("\\", "/"))
-                if path.is_absolute() or ".." in path.parts:
-                    raise InputError(f"the archive has a member outside its folder, {member!r}")
-            for file in files:
-                if file.path not in members:
-                    raise InputError(f"the archive has no {file.path}")
-                with archive.open(file.path) as packed, open(folder / file.name, "wb") as target:
-                    shutil.copyfileobj(packed, target)
-    except InputError:
-        raise
-    # Damage shows as BadZipFile, zlib.error, EOFError, NotImplementedError, OSError...: whatever it meets first.
+        yield
     except Exception as error:
         raise InputError(f"the archive cannot be unpacked ({' '.join(str(error).split())})") from error
 
 
 def copy_single(sources: Sequence[Path], files: Sequence[File], folder: Path) -> None:
     """Copy the one source of a task that has one file."""
-    shutil.copyfile(sources[0], folder / files[0].name)
+    with writing(folder / files[0].name):
+        shutil.copyfile(sources[0], folder / files[0].name)
 
 
 def build_mrpc(sources: Sequence[Path], files: Sequence[File], folder: Path) -> None:
@@ -151,7 +177,8 @@ def build_mrpc(sources: Sequence[Path], files: Sequence[File], folder: Path) -> 
     for index, pair in enumerate(test_pairs):
         parts["test.tsv"].append(b"%d\t%b" % (index, pair.partition(b"\t")[2]))
     for file in files:
-        (folder / file.name).write_bytes(b"".join(line + b"\n" for line in parts[file.name]))
+        with writing(folder / file.name):
+            (folder / file.name).write_bytes(b"".join(line + b"\n" for line in parts[file.name]))
 
 
 # The tables
@@ -338,11 +365,20 @@ def receive(url: str, part: Path) -> bool:
             offset = 0
         total = None if response.length is None else offset + response.length
         bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None)
-        with bar, open(part, "ab" if offset else "wb") as out:
-            while chunk := response.read(CHUNK):
+        with bar, writing(part), open(part, "ab" if offset else "wb") as out:
+            for chunk in received(response):
                 out.write(chunk)
                 bar.update(len(chunk))
     return total is None or part.stat().st_size == total
+
+
+def received(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield the response in chunks. The network's `OSError`s become `HTTPException`s, to tell them from the disk's."""
+    try:
+        while chunk := response.read(CHUNK):
+            yield chunk
+    except OSError as error:
+        raise http.client.HTTPException(str(error)) from error
 
 
 def download(url: str, part: Path, backoff: float) -> None:
@@ -375,7 +411,8 @@ def fetch_official(
 ) -> None:
     """Download the task's sources and unpack `files` into `folder`.
 
-    The sources are removed once they are complete; a download that is cut stays as `<data_dir>/<TASK>/<source>.part`.
+    The sources are removed once they are unpacked, or found damaged; until then each stays as
+    `<data_dir>/<TASK>/<source>.part`, for the next run to go on from.
     """
     paths, parts = [], []
     for origin in task.sources:
@@ -395,6 +432,9 @@ def fetch_official(
         task.unpack(paths, files, folder)
     except InputError as error:
         raise InputError(f"{options.base_url}/{task.sources[0].path}: {error}; it was removed, try again") from error
+    except (OSError, KeyboardInterrupt):
+        parts.clear()  # whole, and not at fault
+        raise
     finally:
         for part in parts:
             part.unlink()
@@ -455,7 +495,8 @@ def hub_line(task: Task, file: File, row: dict) -> str:
 def fetch_hub(task: Task, files: Sequence[File], folder: Path) -> None:
     """Write `files` into `folder` from the hub's rows."""
     for file in files:
-        with open(folder / file.name, "w", encoding="utf-8", newline="\n") as out:
+        path = folder / file.name
+        with writing(path), open(path, "w", encoding="utf-8", newline="\n") as out:
             if file.header:
                 out.write("\t".join(file.columns) + "\n")
             for row in hub_rows(task.config, file.split):
@@ -531,16 +572,9 @@ def choose(names: str, tasks: Sequence[Task]) -> list[Task]:
     return [task for task in tasks if "all" in wanted or known[task.folder] & wanted]
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are a single line, as all others here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line. Raises InputError for options that are wrong or do not go together."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="glue_data", help="where the task folders go (default: %(default)s)")
     parser.add_argument(
         "--tasks",
@@ -598,10 +632,8 @@ def main(argv: Sequence[str] | None = None, tasks: Sequence[Task] = TASKS, backo
             return check(chosen, options)
         for task in chosen:
             obtain(task, options, backoff)
-    except OSError as error:
-        raise InputError(f"{error.filename or options.data_dir}: {error.strerror or error}") from error
     except KeyboardInterrupt:
-        raise InputError("interrupted; the same command goes on from here") from None
+        raise KeyboardInterrupt("the same command goes on from here") from None
 
 
 if __name__ == "__main__":

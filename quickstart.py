@@ -21,8 +21,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from bert_finetune.errors import InputError, reports_input_errors
-from bert_finetune.outputs import write_atomically
+from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
+from bert_finetune.outputs import replacing_file, write_atomically
 
 ROOT = Path(__file__).resolve().parent
 MODEL = ROOT / "model" / "all-MiniLM-L6-v2"
@@ -47,8 +47,9 @@ DEV_SENTENCES = 992
 MIN_RATING = 0.5
 
 
+@reports_input_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all sentences, 3 epochs")
     parser.add_argument("--seed", type=int, default=1, help="seed of the three runs (default 1)")
     parser.add_argument(
@@ -125,9 +126,8 @@ def keep(path: Path, content: bytes, digest: str) -> None:
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(f"{path.name}: the fetched file is not the expected one (SHA-256 differs)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    aside.replace(path)
+    with replacing_file(path) as aside:
+        aside.write_bytes(content)
 
 
 def sha256_of(path: Path) -> str | None:
@@ -185,4 +185,4 @@ def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) ->
 
 
 if __name__ == "__main__":
-    reports_input_errors(main)()
+    main()

@@ -41,7 +41,7 @@ from bert_finetune.errors import InputError, reports_input_errors
 from bert_finetune.glue import Task
 from bert_finetune.metrics import chance_level, check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
-from bert_finetune.trainer import TaskTrainer, is_figure
+from bert_finetune.trainer import TaskTrainer, check_batch, is_figure
 
 
 @dataclass
@@ -230,6 +230,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         distillation, task_args.max_seq_length, student.config, teacher.config, task.is_regression
     )
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    check_batch(args, datasets.train)
     if "attention" in objective.looks_at:
         expose_attention_factors(teacher, "--teacher_model")
         expose_attention_factors(student, "--student_model")

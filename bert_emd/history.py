@@ -2,13 +2,12 @@
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
 from bert_emd.layer_transport import LayerTransport, Transport
-from bert_finetune.outputs import write_atomically
+from bert_finetune.outputs import replacing_file, write_atomically
 
 BRANCHES = ("attention", "hidden")
 
@@ -51,12 +50,10 @@ class LayerHistory:
 
     def save(self, folder: str | Path) -> None:
         """Write `flows.npz` into `folder`, the interval under way included."""
-        folder = Path(folder)
-        aside = folder / ".flows.npz"
         arrays = {name: np.array(values) for name, values in self._records.items()}
         pending = {f"pending_{branch}": total for branch, total in self._pending.items()}
-        np.savez(aside, **arrays, **pending, pending_count=self._count)
-        os.replace(aside, folder / "flows.npz")
+        with replacing_file(Path(folder) / "flows.npz") as aside:
+            np.savez(aside, **arrays, **pending, pending_count=self._count)
 
     def write(self, folder: str | Path) -> None:
         """Write what a finished run leaves: `flows.npz` where layers were matched, and `layer_weights.csv` where they

@@ -15,6 +15,7 @@ from bert_emd.pictures import draw_flow
 from bert_emd.student import Student, layer_outputs
 from bert_emd.teacher_cache import TeacherCache
 from bert_finetune.arguments import RunArguments
+from bert_finetune.errors import reading
 from bert_finetune.trainer import TaskTrainer, format_figures
 
 # Beside a checkpoint's plain classifier: projections and layer weights, which only training needs.
@@ -137,13 +138,17 @@ class DistillationTrainer(TaskTrainer):
         self.layer_history.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        own = load_file(Path(resume_from_checkpoint) / _STATE_FILE)
-        objective = {key.removeprefix("objective."): own.pop(key) for key in list(own) if key.startswith("objective.")}
-        self.objective.load_state_dict(objective)
-        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        student = self.accelerator.unwrap_model(model or self.model)
-        student.load_state_dict({f"model.{key}": value for key, value in weights.items()} | own)
-        self.layer_history.load(resume_from_checkpoint)
+        folder = Path(resume_from_checkpoint)
+        with reading(resume_from_checkpoint):
+            own = load_file(folder / _STATE_FILE)
+            objective = {
+                key.removeprefix("objective."): own.pop(key) for key in list(own) if key.startswith("objective.")
+            }
+            self.objective.load_state_dict(objective)
+            weights = load_file(folder / "model.safetensors")
+            student = self.accelerator.unwrap_model(model or self.model)
+            student.load_state_dict({f"model.{key}": value for key, value in weights.items()} | own)
+            self.layer_history.load(folder)
 
     def _load_best_model(self) -> None:
         weights = load_file(Path(self.state.best_model_checkpoint) / "model.safetensors")

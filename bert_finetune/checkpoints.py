@@ -21,9 +21,9 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from bert_finetune.errors import InputError
+from bert_finetune.errors import InputError, reason, writing
 from bert_finetune.glue import Task
-from bert_finetune.hub import first_line, hub_options, hub_reason
+from bert_finetune.hub import hub_options
 
 
 def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
@@ -77,11 +77,17 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
             option,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=not fine_tuned,
+            ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
     finally:
         logging.set_verbosity(verbosity)
+    for key, stored, wanted in sorted(info["mismatched_keys"]):
+        if fine_tuned or key.startswith(f"{model.base_model_prefix}."):
+            raise InputError(
+                f"{option} {name_or_path}: its weights and its configuration do not fit: {key} is {tuple(stored)}, not "
+                f"{tuple(wanted)}"
+            )
     fresh = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
     if fresh and fine_tuned:
         raise InputError(
@@ -149,34 +155,38 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save for `from_pretrained`, each file complete or not there: written aside, then renamed into `folder`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
-    try:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        # The weights come last: a folder with weights has everything.
-        for file in sorted(aside.iterdir(), key=lambda file: "model" in file.name):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(aside)
+    with writing(folder, Exception):  # safetensors, torch and tokenizers: each raises its own
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+        try:
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+            # The weights come last: a folder with weights has everything.
+            for file in sorted(aside.iterdir(), key=lambda file: "model" in file.name):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(aside)
 
 
 def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "from_pretrained", **kwargs):
     if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
         raise InputError(f"{option} {name_or_path}: no such folder")
+    part = ", its tokenizer" if kind is AutoTokenizer else ""
     try:
         options = hub_options(name_or_path)
         return getattr(kind, loader)(name_or_path, trust_remote_code=False, **options, **kwargs)
     except Exception as error:  # a model from elsewhere can be wrong in any way
-        raise InputError(f"{option} {name_or_path}: {_reason(error, name_or_path)}") from None
+        raise InputError(f"{option} {name_or_path}{part}: {_loading_reason(error, name_or_path)}") from None
 
 
-def _reason(error: Exception, name_or_path: str) -> str:
+def _loading_reason(error: Exception, name_or_path: str) -> str:
     if "trust_remote_code" in str(error):
         return "cannot be loaded: needs code of its own, which is never run here; use an architecture of transformers'"
     if "Weights only load failed" in str(error):
         return "cannot be loaded: its pytorch_model.bin is damaged, or holds code, which is never run here"
-    return f"cannot be loaded: {first_line(error)}" if Path(name_or_path).is_dir() else hub_reason(error, name_or_path)
+    return (
+        f"cannot be loaded: {reason(error)}" if Path(name_or_path).is_dir() else hub_loading_reason(error, name_or_path)
+    )
 
 
 def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:

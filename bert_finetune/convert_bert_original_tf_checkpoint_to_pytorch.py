@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizer, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors, writing
 from bert_finetune.tf_checkpoint import TFCheckpoint
 
 # From a parameter's name in transformers to the variable's in the release, applied in this order.
@@ -226,7 +225,7 @@ def convert_tf_checkpoint_to_pytorch(
 ) -> None:
     """Convert the checkpoint and print what was written and left out. None means: as the release says.
 
-    Raises `InputError` if anything is wrong with the inputs, `OSError` or `SafetensorError` if the result cannot be
+    Raises `InputError` if anything is wrong with the inputs, `OSError` if a file cannot be read or the result cannot be
     written; `pytorch_dump_path` is then as it was before.
     """
     # Links are not followed: a link may be what carries the release's name.
@@ -254,7 +253,7 @@ def convert_tf_checkpoint_to_pytorch(
 
     checkpoint = TFCheckpoint(prefix)
     model, left_out = load_model(checkpoint, config)
-    with replacing(dump) as folder:
+    with writing(dump, Exception), replacing(dump) as folder:  # safetensors and tokenizers: each raises its own
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         shutil.copyfile(vocabulary_file, folder / "vocab.txt")
@@ -269,7 +268,7 @@ def convert_tf_checkpoint_to_pytorch(
 
 @reports_input_errors
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tf_checkpoint_path", required=True, help="the release's folder, prefix or .index file")
     parser.add_argument("--bert_config_file", help="default: bert_config.json beside the checkpoint")
     parser.add_argument("--pytorch_dump_path", required=True, help="the folder to write")
@@ -281,16 +280,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the result of an earlier conversion")
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
-    try:
-        convert_tf_checkpoint_to_pytorch(
-            options.tf_checkpoint_path,
-            options.bert_config_file,
-            options.pytorch_dump_path,
-            {"true": True, "false": False, None: None}[options.do_lower_case],
-            options.overwrite,
-        )
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{options.pytorch_dump_path}: not written: {error}") from None
+    convert_tf_checkpoint_to_pytorch(
+        options.tf_checkpoint_path,
+        options.bert_config_file,
+        options.pytorch_dump_path,
+        {"true": True, "false": False, None: None}[options.do_lower_case],
+        options.overwrite,
+    )
 
 
 if __name__ == "__main__":

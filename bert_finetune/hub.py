@@ -63,21 +63,14 @@ def hub_reason(error: BaseException, name: str) -> str:
     links = [error]
     while (link := links[-1].__cause__ or links[-1].__context__) is not None:
         links.append(link)
-    for kind, reason in REASONS:
+    for kind, text in REASONS:
         for link in links:
             if isinstance(link, kind):
                 status = link.response.status_code if isinstance(link, HfHubHTTPError) else None
                 where = {"hub": constants.ENDPOINT, "cache": constants.HF_HUB_CACHE, "name": name}
-                return reason.format(**where, status=status, error=first_line(link))
+                return text.format(**where, status=status, error=reason(link))
     if any("Consistency check failed" in str(link) for link in links):
         return f"a file came incomplete from {constants.ENDPOINT}; try again"
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     again = f"if files in {folder} are damaged or missing, remove it and run this again with the hub at hand"
-    return f"cannot be loaded: {first_line(error)}; {again}"
-
-
-def first_line(error: BaseException) -> str:
-    """transformers' messages run over several paragraphs; their first line is the reason."""
-    lines = [line.strip(" .") for line in str(error).splitlines()]
-    line = next(filter(None, lines), type(error).__name__)
-    return f"{type(error).__name__}: {line}" if isinstance(error, LookupError) else line
+    return f"cannot be loaded: {reason(error)}; {again}"

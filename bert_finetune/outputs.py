@@ -8,13 +8,14 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from bert_finetune.errors import InputError
+from bert_finetune.errors import InputError, writing
 from bert_finetune.glue import TASKS
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
@@ -79,11 +80,16 @@ def start_output_dir(args: TrainingArguments) -> str | None:
             if resume is None and args.overwrite_output_dir:
                 _remove(path for pattern in _RUN_FILES for path in folder.glob(pattern))
             if resume == "last":
-                _remove(path for path in folder.glob("checkpoint-*") if not _is_complete(path))
+                remove_incomplete(folder.glob("checkpoint-*"))
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from None
     return last_checkpoint(folder) if resume == "last" else resume
+
+
+def remove_incomplete(checkpoints: Iterable[Path]) -> None:
+    """Remove those that a killed run, or a full disk, left incomplete."""
+    _remove(path for path in checkpoints if not _is_complete(path))
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -105,12 +111,23 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Yields the place beside `path` for its new content, which is moved there in the end, or removed if that fails."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}")
+    try:
+        with writing(path):
+            yield aside
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_atomically(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(aside, path)
+    with replacing_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, values: dict) -> None:

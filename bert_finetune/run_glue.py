@@ -21,7 +21,7 @@ from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError, reports_input_errors
 from bert_finetune.metrics import check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
-from bert_finetune.trainer import TaskTrainer
+from bert_finetune.trainer import TaskTrainer, check_batch
 
 
 @dataclass
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     check_metric(task, args.metric_for_best_model)
     tokenizer = load_tokenizer(model_args.model_name_or_path, option, task_args.do_lower_case)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    if args.do_train:
+        check_batch(args, datasets.train)
     set_seed(args.seed)  # a new head's weights are drawn here
     model = load_classifier(model_args.model_name_or_path, task, option, fine_tuned=not args.do_train)
 

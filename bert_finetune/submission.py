@@ -11,16 +11,15 @@ BERT's authors did for WNLI: the task's most frequent class (for STS-B two score
 import argparse
 import io
 import itertools
-import os
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
-from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
 from bert_finetune.glue import TASKS, Task
+from bert_finetune.outputs import replacing_file
 
 HEADER = "index\tprediction"
 SHOWN = 3  # problems of one file
@@ -117,12 +116,8 @@ def pack(folders: list[str], output: Path) -> None:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in FILES:
             archive.writestr(name, contents[name] if name in found else filled(name))
-    aside = output.with_name(f".{output.name}.tmp")
-    try:
+    with replacing_file(output) as aside:
         aside.write_bytes(packed.getvalue())
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
     for name, (task, _) in FILES.items():
         print(f"{name}: {found.get(name, 'no predictions; filled with ' + ' and '.join(task.filler))}")
     if missing := [name for name in FILES if name not in found]:
@@ -153,29 +148,21 @@ def check_zip(path: Path) -> None:
     print(f"{path}: {len(FILES)} files, as the server takes them")
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are `InputError`s."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 @reports_input_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="folder with files that --do_predict wrote")
     parser.add_argument("--output", default="submission.zip", metavar="ZIP", help="to write (default: %(default)s)")
     parser.add_argument("--check", metavar="ZIP", help="only check this one")
     options = parser.parse_args(argv)
     if bool(options.folders) == (options.check is not None):
         parser.error("give the folders whose predictions to pack, or --check and a zip")
-    try:
-        if options.folders:
-            pack(options.folders, Path(options.output))
-        else:
-            check_zip(Path(options.check))
-    except OSError as error:
-        raise InputError(f"{error.filename or options.check}: {error.strerror}") from None
+    if options.folders:
+        pack(options.folders, Path(options.output))
+    else:
+        check_zip(Path(options.check))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -23,13 +24,22 @@ from transformers.trainer_utils import PredictionOutput
 
 from bert_finetune.arguments import RunArguments
 from bert_finetune.checkpoints import save_classifier
-from bert_finetune.errors import InputError
+from bert_finetune.errors import InputError, reading, writing
 from bert_finetune.footprint import measure_models
 from bert_finetune.glue import Task
 from bert_finetune.metrics import compute_metrics
 from bert_finetune.model_card import Measured, write_model_card
-from bert_finetune.outputs import last_checkpoint, write_eval_results
+from bert_finetune.outputs import last_checkpoint, remove_incomplete, write_eval_results
 from bert_finetune.predictions import write_predictions
+
+
+def check_batch(args: RunArguments, train_dataset: Dataset) -> None:
+    """Raise InputError where no training batch would be left."""
+    if args.dataloader_drop_last and len(train_dataset) < args.train_batch_size:
+        raise InputError(
+            f"--dataloader_drop_last: the training file has {len(train_dataset)} rows, fewer than a batch of "
+            f"{args.train_batch_size}"
+        )
 
 
 class Means:
@@ -96,11 +106,6 @@ class TaskTrainer(Trainer):
         args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
         args.greater_is_better = not args.metric_for_best_model.endswith("loss")
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs: one process each, by torchrun or accelerate
-        if train_dataset is not None and args.dataloader_drop_last and len(train_dataset) < args.train_batch_size:
-            raise InputError(
-                f"--dataloader_drop_last: the training file has {len(train_dataset)} rows, fewer than a batch of "
-                f"{args.train_batch_size}"
-            )
         super().__init__(
             model,
             args,
@@ -149,6 +154,41 @@ class TaskTrainer(Trainer):
         back = np.argsort(_longest_first(test_dataset))
         labels = None if output.label_ids is None else output.label_ids[back]
         return PredictionOutput(output.predictions[back], labels, output.metrics)
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        except KeyboardInterrupt:
+            kept = last_checkpoint(self.args.output_dir)
+            raise KeyboardInterrupt(
+                f"--resume_from_checkpoint goes on from {kept}" if kept else "there is no checkpoint yet"
+            ) from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            with writing(Path(self.args.output_dir, "runs")):  # TensorBoard's log: the rest is named
+                raise
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        try:
+            with writing(folder / name, Exception):  # safetensors, torch and tokenizers: each raises its own
+                super()._save_checkpoint(model, trial)
+        except BaseException:
+            remove_incomplete(folder.glob(name))
+            raise
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint}, its optimizer"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint}, its random state"):
+            super()._load_rng_state(checkpoint)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -101,8 +101,10 @@ def exits_with_2(capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
             main([str(argument) for argument in argv])
-        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        said = capsys.readouterr().err.splitlines()
+        lines = [line for line in said if "error:" in line]
         assert exit_info.value.code == 2
+        assert not any("Traceback" in line for line in said), said
         assert len(lines) == 1, lines
         return lines[0]
 

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from mishaps import full_disk
 
 import download_glue_data as glue
 
@@ -124,12 +125,19 @@ def made_up(file: glue.File) -> bytes:
     return lines(*(["\t".join(names)] if file.header else []), *rows)
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return buffer.getvalue()
+
+
+def declaring(members: dict[str, bytes], name: str, size: int) -> bytes:
+    """An archive whose directory gives another size for one member."""
+    packed = zipped(members, zipfile.ZIP_DEFLATED)
+    place = packed.rindex(name.encode()) - 46 + 24  # of the uncompressed size in the directory's entry
+    return packed[:place] + size.to_bytes(4, "little") + packed[place + 4 :]
 
 
 def pairs(start: int, count: int) -> list[str]:
@@ -303,6 +311,26 @@ BAD_ARCHIVES = {
     "parent": (lambda data: zipped(members(data, "RTE") | {"RTE/../../escaped": b""}), "'RTE/../../escaped'"),
     "absolute": (lambda data: zipped(members(data, "RTE") | {"/tmp/escaped": b""}), "'/tmp/escaped'"),
     "missing": (lambda data: zipped(members(data, "RTE", dev=None)), "no RTE/dev.tsv"),
+    "another packing": (
+        lambda data: zipped(members(data, "RTE"), zipfile.ZIP_BZIP2),
+        "'RTE/train.tsv', 508 bytes packed by method 12, is none of GLUE's",
+    ),
+    "a bomb": (
+        lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", glue.MAX_FILE_BYTES + 1),
+        "'RTE/dev.tsv', 2147483649 bytes packed by method 8, is none of GLUE's",
+    ),
+    "a member that is longer than it says": (
+        lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", 10),
+        "cannot be unpacked (Bad CRC-32",
+    ),
+    "a member that is shorter than it says": (
+        lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", 10**6),
+        f"'RTE/dev.tsv' is cut short by {10**6 - 304} bytes",
+    ),
+    "an empty member": (
+        lambda data: zipped(members(data, "RTE", dev=b"")),
+        "'RTE/dev.tsv', 0 bytes packed by method 0, is none of GLUE's",
+    ),
     "other folder": (lambda data: zipped({"train.tsv": b"", "dev.tsv": b"", "test.tsv": b""}), "no RTE/train.tsv"),
 }
 
@@ -341,9 +369,27 @@ def test_an_interruption_leaves_no_half_file(data, capsys):
 
     data.put("RTE/train.tsv", b"old")
     data.tasks = tuple(replace(task, unpack=interrupted) for task in data.tasks)
-    assert data.run("--tasks", "RTE") == 2
-    assert "interrupted" in only_error(capsys)
+    assert data.run("--tasks", "RTE") == 130
+    assert capsys.readouterr().err.endswith(": interrupted; the same command goes on from here\n")
     assert data.present() == {"RTE/train.tsv": b"old"}
+
+
+@pytest.mark.parametrize(("room", "named", "fetched_again"), [(300, "RTE.zip.part", 1), (900, ".incoming/dev.tsv", 0)])
+def test_a_full_disk(data, capsys, room, named, fetched_again):
+    """While the archive comes in (it is kept, to go on from), and while it is unpacked (it is whole)."""
+    contents = data.expected("RTE") | {"RTE/dev.tsv": b"index\n" + b"0\ta\tb\n" * 1000}
+    data.server.files["/glue/data/RTE.zip"] = zipped(contents, zipfile.ZIP_DEFLATED)
+    data.put("RTE/test.tsv", b"old")
+    with full_disk(room):
+        assert data.run("--tasks", "RTE") == 2
+    assert f"error: {data.data_dir / 'RTE' / named}: cannot be written: " in only_error(capsys)
+    assert data.present() == {"RTE/test.tsv": b"old"}
+    data.server.requests.clear()
+    assert data.run("--tasks", "RTE") == 2  # the archive is not GLUE's
+    assert "1000 rows instead of 4" in only_error(capsys)
+    whole = len(data.server.files["/glue/data/RTE.zip"])
+    assert data.server.requests == [("/glue/data/RTE.zip", f"bytes={300 if fetched_again else whole}-")]
+    assert data.present() == {"RTE/test.tsv": b"old"}
 
 
 def test_a_killed_run_is_cleaned_up(data):
