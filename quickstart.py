@@ -22,7 +22,7 @@ import zipfile
 from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
-from bert_finetune.outputs import replacing_file, write_atomically
+from bert_finetune.files import replacing_file, write_atomically
 
 ROOT = Path(__file__).resolve().parent
 MODEL = ROOT / "model" / "all-MiniLM-L6-v2"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_emd.layer_transport import LayerTransport, Transport
-from bert_finetune.outputs import replacing_file, write_atomically
+from bert_finetune.files import replacing_file, write_atomically
 
 BRANCHES = ("attention", "hidden")
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from bert_finetune.errors import InputError, reason, writing
+from bert_finetune.errors import InputError, loading_reason, writing
 from bert_finetune.glue import Task
-from bert_finetune.hub import hub_options
+from bert_finetune.hub import hub_options, hub_reason
 
 
 def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
@@ -176,17 +176,15 @@ def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "
         options = hub_options(name_or_path)
         return getattr(kind, loader)(name_or_path, trust_remote_code=False, **options, **kwargs)
     except Exception as error:  # a model from elsewhere can be wrong in any way
-        raise InputError(f"{option} {name_or_path}{part}: {_loading_reason(error, name_or_path)}") from None
+        raise InputError(f"{option} {name_or_path}{part}: {_reason(error, name_or_path)}") from None
 
 
-def _loading_reason(error: Exception, name_or_path: str) -> str:
+def _reason(error: Exception, name_or_path: str) -> str:
     if "trust_remote_code" in str(error):
         return "cannot be loaded: needs code of its own, which is never run here; use an architecture of transformers'"
     if "Weights only load failed" in str(error):
         return "cannot be loaded: its pytorch_model.bin is damaged, or holds code, which is never run here"
-    return (
-        f"cannot be loaded: {reason(error)}" if Path(name_or_path).is_dir() else hub_loading_reason(error, name_or_path)
-    )
+    return loading_reason(error) if Path(name_or_path).is_dir() else hub_reason(error, name_or_path)
 
 
 def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:

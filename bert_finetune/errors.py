@@ -66,8 +66,7 @@ def reading(what: str):
     except InputError:
         raise
     except Exception as error:
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        raise InputError(f"{what}: cannot be loaded: {where}{reason(error)}") from None
+        raise InputError(f"{what}: {loading_reason(error)}") from None
 
 
 @contextmanager
@@ -83,6 +82,12 @@ def writing(path: str | os.PathLike, *more: type[Exception]):
     except (OSError, *more) as error:
         code = getattr(error, "errno", None)
         raise OSError(code, f"cannot be written: {reason(error)}", os.fspath(path)) from error
+
+
+def loading_reason(error: Exception) -> str:
+    """Why something cannot be loaded, and the file where the error names one."""
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"cannot be loaded: {where}{reason(error)}"
 
 
 def reason(error: Exception) -> str:

@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from bert_finetune.errors import reason
+
 # For a model without safetensors, transformers would ask a public service to convert it, and send it the user's token.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from bert_finetune.files import write_atomically
 from bert_finetune.footprint import Footprint
 from bert_finetune.glue import Task
-from bert_finetune.outputs import write_atomically
 
 # How a card of ours is told from a README that the user wrote.
 _MARK = "<!-- written at the end of a run; a README.md without this line is left alone -->"

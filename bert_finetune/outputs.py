@@ -2,20 +2,19 @@
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from bert_finetune.errors import InputError, writing
+from bert_finetune.errors import InputError
+from bert_finetune.files import write_atomically, write_json
 from bert_finetune.glue import TASKS
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
@@ -109,29 +108,6 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError, TypeError):
         return False
     return True
-
-
-@contextmanager
-def replacing_file(path: str | Path) -> Iterator[Path]:
-    """Yields the place beside `path` for its new content, which is moved there in the end, or removed if that fails."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}")
-    try:
-        with writing(path):
-            yield aside
-            os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing_file(path) as aside:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: str | Path, values: dict) -> None:
-    write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
 def write_run_description(args: TrainingArguments, *more) -> None:

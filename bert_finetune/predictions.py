@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bert_finetune.files import write_atomically
 from bert_finetune.glue import Task
 from bert_finetune.metrics import predictions_from_logits
-from bert_finetune.outputs import write_atomically
 from bert_finetune.submission import as_file
 
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
+from bert_finetune.files import replacing_file
 from bert_finetune.glue import TASKS, Task
-from bert_finetune.outputs import replacing_file
 
 HEADER = "index\tprediction"
 SHOWN = 3  # problems of one file

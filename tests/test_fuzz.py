@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from tf_checkpoint_writer import block, entry, table, write_checkpoint
 
 import download_glue_data as glue
-from bert_finetune.data import load_split, read_tsv
+from bert_finetune.data import load_split
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
+from bert_finetune.tables import read_tsv
 from bert_finetune.tf_checkpoint import TFCheckpoint
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", 400))

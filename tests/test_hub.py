@@ -151,7 +151,7 @@ REFUSED = {
     "org/private": "neither a folder nor a model at {hub}; if it is private, set HF_TOKEN",
     "org/gated": "is gated: ask for access at {hub}/org/gated and set HF_TOKEN to a token of yours",
     "org/broken": "{hub} answered with HTTP status 503; try again later, or check HF_TOKEN and HF_ENDPOINT",
-    "org/silent": "cannot be fetched from {hub} (timed out); try again, or check the network and HF_ENDPOINT",
+    "org/silent": "cannot be fetched from {hub} (ReadTimeout: timed out); try again, or check the network",
     "org/cut": "a file came incomplete from {hub}; try again",
     "org/damaged": "; if files in {cache}/models--org--damaged are damaged or missing, remove it and run this",
     "org/no-config": "has no config.json at {hub}, so it is no transformers model",

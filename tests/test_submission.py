@@ -219,7 +219,7 @@ def test_a_zip_that_cannot_be_finished(student, tmp_path, exits_with_2, monkeypa
         raise OSError(28, "No space left on device", str(output))
 
     monkeypatch.setattr(os, "replace", full)
-    assert f"{output}: No space left on device" in exits_with_2(main, student, "--output", output)
+    assert f"{output}: cannot be written: No space left on device" in exits_with_2(main, student, "--output", output)
     assert output.read_text() == "an earlier one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "submission.zip"]
 

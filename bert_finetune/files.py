@@ -1,0 +1,32 @@
+"""Files written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bert_finetune.errors import writing
+
+
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Yields the place beside `path` for its new content, which is moved there in the end, or removed if that fails."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}")
+    try:
+        with writing(path):
+            yield aside
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
