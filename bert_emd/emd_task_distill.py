@@ -21,7 +21,7 @@ from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedMo
 from transformers.hf_argparser import HfArg
 
 from bert_emd.attention_scores import expose_attention_factors
-from bert_emd.layer_transport import WEIGHT_UPDATES, LayerTransport
+from bert_emd.layer_transport import SOLVERS, WEIGHT_UPDATES, LayerTransport
 from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
 from bert_emd.recipes import RECIPES, recipe_defaults
 from bert_emd.student import (
@@ -84,6 +84,10 @@ class DistillationArguments:
         default=False,
         aliases=["--seperate"],
         help="Keep two sets of layer weights, for attention and for hidden states, and not their mean for both.",
+    )
+    emd_solver: Literal[("auto", *SOLVERS)] = HfArg(
+        default="auto",
+        help="Exact solver of the transport problem, for the same flows: pyemd, or pot, which is faster (auto).",
     )
     projection: Literal[PROJECTIONS] = HfArg(
         default="auto",
@@ -347,7 +351,8 @@ def make_objective(
         mapping = None
     elif distillation.layer_mapping == "emd":
         kind = distillation.cost_attention if distillation.update_weight else "none"
-        mapping = LayerTransport(*shape, kind, distillation.T_emd, not distillation.separate)
+        solver = "pot" if distillation.emd_solver == "auto" else distillation.emd_solver
+        mapping = LayerTransport(*shape, kind, distillation.T_emd, not distillation.separate, solver)
     else:
         pairs = fixed_mapping(distillation.layer_mapping, *shape)
         mapping = FixedMapping(pairs, *shape)

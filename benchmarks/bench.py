@@ -1,0 +1,469 @@
+"""What a step costs, ours against the looped way (benchmarks/looped.py) in the same run.
+
+    python benchmarks/bench.py                     # every table, about 20 minutes on 2 CPU cores
+    python benchmarks/bench.py --only losses,step
+    python benchmarks/bench.py --device cuda
+
+Prints the tables and writes them to RESULTS.md and results.json beside this file. A ratio is the looped way's time over
+ours; both take turns, after a pass that is not timed, and medians count. Peak memory is what the work itself adds.
+"""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import looped
+
+from bert_emd.attention_scores import expose_attention_factors
+from bert_emd.layer_distance import pairwise_attention_mse
+from bert_emd.layer_transport import SOLVERS, LayerTransport, solve_transport
+from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
+from bert_emd.student import Student, layer_outputs
+from bert_emd.teacher_cache import Layout, TeacherCache
+from bert_finetune.data import load_split, tokenize
+from bert_finetune.files import write_atomically, write_json
+from bert_finetune.glue import get_task
+
+HERE = Path(__file__).resolve().parent
+# The paper's models: BERT-base as teacher, TinyBERT's two shapes as students.
+TEACHER = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+STUDENTS = {
+    4: {"hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1200},
+    6: {"hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+VOCABULARY = 30522
+BATCH, LENGTH = 32, 128
+READ, PRODUCT = 1 << 27, 4096  # elements to read, and rows of a square matrix, for the machine's limits
+TASKS = ("MRPC", "CoLA", "RTE")
+LENGTHS, BATCHES = (32, 64, 128, 256, 512), (8, 16, 32, 64, 128, 256)
+
+
+class Machine:
+    """Where the work runs, and how its time and memory are taken."""
+
+    def __init__(self, device: str):
+        self.device = torch.device(device)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, works: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+        """Median seconds of each work; they take turns, after one pass that is not timed."""
+        times = {name: [] for name in works}
+        for turn in range(repeats + 1):
+            for name, work in works.items():
+                self.synchronize()
+                start = time.perf_counter()
+                work()
+                self.synchronize()
+                if turn:
+                    times[name].append(time.perf_counter() - start)
+        return {name: statistics.median(values) for name, values in times.items()}
+
+    def peak(self, work: Callable[[], object]) -> float:
+        """Megabytes that the work adds at its peak."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            work()
+            torch.cuda.synchronize()
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        with ResidentMemory() as memory:
+            work()
+        return memory.added / 1e6
+
+    def __str__(self) -> str:
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+class ResidentMemory:
+    """The most resident memory of this process while the block runs, beyond that before it; `added` bytes."""
+
+    def __enter__(self):
+        self._done, self._before = threading.Event(), self._now()
+        self._most = self._before
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+        self.added = self._most - self._before
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self._most = max(self._most, self._now())
+
+    @staticmethod
+    def _now() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].split(": ")[1] if names else platform.processor()
+
+
+def layer_inputs(machine: Machine, student_layers: int, batch: int, length: int):
+    """Random layers of both models: hidden states (projected), and factors of attention scores; the student's first."""
+    sides = []
+    heads, width = TEACHER["num_attention_heads"], TEACHER["hidden_size"]
+    for model in (STUDENTS[student_layers], TEACHER):
+        layers, size = model["num_hidden_layers"], model["hidden_size"] // heads
+        make = [torch.randn(batch, length, width, device=machine.device) for _ in range(layers + 1)]
+        factors = [
+            torch.randn(2, batch, heads, length, size, device=machine.device) * size**-0.25 for _ in range(layers)
+        ]
+        sides.append(LayerOutputs(None, make, factors))
+    for layer in (*sides[0].hidden_states, *sides[0].attention_factors):
+        layer.requires_grad_()
+    return sides
+
+
+def layer_losses(machine: Machine, student_layers: int, batch: int, length: int) -> dict[str, Callable]:
+    """Layer losses of one step, forward and backward: ours from factors, the looped way from ready score matrices."""
+    student, teacher = layer_inputs(machine, student_layers, batch, length)
+    objective = Objective(
+        LayerTransport(student_layers, TEACHER["num_hidden_layers"], solver="pot"),
+        LayerCosts(length),
+        1.0,
+        use_prediction=False,
+    )
+    mask = torch.ones(batch, length, dtype=torch.long, device=machine.device)
+    scores = [[(x[0] @ x[1].mT).detach() for x in side.attention_factors] for side in (student, teacher)]
+    for layer in scores[0]:
+        layer.requires_grad_()
+    transport = looped.LoopedTransport(student_layers, TEACHER["num_hidden_layers"])
+
+    def ours():
+        objective(student, teacher, mask, None)[0].backward()
+
+    def theirs():
+        sum(transport(*scores, student.hidden_states, teacher.hidden_states)).backward()
+
+    return {"ours": ours, "looped": theirs}
+
+
+def table_losses(machine: Machine, options: argparse.Namespace) -> list[dict]:
+    """(a) Layer losses, forward and backward, at (32, 12 heads, 128)."""
+    rows = []
+    for layers in STUDENTS:
+        works = layer_losses(machine, layers, BATCH, LENGTH)
+        seconds = machine.seconds(works)
+        memory = {name: machine.peak(work) for name, work in works.items()}
+        rows.append({"teacher x student layers": f"12 x {layers}", **_compared(seconds), **_memories(memory)})
+    return rows
+
+
+def table_batches(machine: Machine, options: argparse.Namespace) -> list[dict]:
+    """(f) Layer losses by batch size, 12 x 4 layers, length 128."""
+    rows = []
+    for batch in BATCHES:
+        works = layer_losses(machine, 4, batch, LENGTH)
+        room = _free_memory(machine)
+        # The looped way keeps some 2.5 values a pair of layers for each score and each hidden value of a layer.
+        scores = batch * LENGTH * (TEACHER["num_attention_heads"] * LENGTH + TEACHER["hidden_size"])
+        if 2.5 * 4 * 4 * TEACHER["num_hidden_layers"] * scores > room:
+            works.pop("looped")
+        rows.append({"batch": batch, **_compared(machine.seconds(works, repeats=3))})
+    return rows
+
+
+def table_lengths(machine: Machine, options: argparse.Namespace) -> list[dict]:
+    """(e) Attention distances alone, forward and backward, by length; 12 x 4 layers, batch 8."""
+    rows = []
+    for length in LENGTHS:
+        student, teacher = layer_inputs(machine, 4, 8, length)
+        scores = [[(x[0] @ x[1].mT).detach() for x in side.attention_factors] for side in (student, teacher)]
+        for layer in scores[0]:
+            layer.requires_grad_()
+        flow = torch.zeros(4, TEACHER["num_hidden_layers"], device=machine.device)
+        for j in range(TEACHER["num_hidden_layers"]):
+            flow[j // 3, j] = 1 / TEACHER["num_hidden_layers"]
+
+        def ours(form, student=student, teacher=teacher, flow=flow):
+            distance = pairwise_attention_mse(student.attention_factors, teacher.attention_factors, form=form)
+            (flow * distance).sum().backward()
+
+        def theirs(scores=scores, flow=flow):
+            pairs = [
+                torch.nn.functional.mse_loss(
+                    torch.where(s <= -100, torch.zeros_like(s), s), torch.where(t <= -100, torch.zeros_like(t), t)
+                )
+                for s in scores[0]
+                for t in scores[1]
+            ]
+            (flow.flatten() * torch.stack(pairs)).sum().backward()
+
+        works = {"direct": lambda f=ours: f("direct"), "factored": lambda f=ours: f("factored"), "looped": theirs}
+        seconds = machine.seconds(works, repeats=3)
+        memory = {name: machine.peak(work) for name, work in works.items()}
+        rows.append(
+            {"length": length}
+            | {f"{name} (ms)": 1000 * value for name, value in seconds.items()}
+            | {f"{name} (MB)": value for name, value in memory.items()}
+        )
+    return rows
+
+
+def models(machine: Machine):
+    """The paper's 4-layer student and its teacher, with random weights."""
+    set_seed(0)
+    both = [
+        BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape)).to(machine.device)
+        for shape in (STUDENTS[4], TEACHER)
+    ]
+    both[1].eval().requires_grad_(False)
+    return both
+
+
+def tokens(machine: Machine, lengths: list[int], padded_to: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(1000, VOCABULARY, (len(lengths), padded_to), device=machine.device)
+    mask = torch.arange(padded_to, device=machine.device) < torch.tensor(lengths, device=machine.device)[:, None]
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+class OurStep:
+    """A training step as the project's trainer does it."""
+
+    def __init__(self, machine: Machine, student, teacher, bf16: bool):
+        for model in (student, teacher):
+            expose_attention_factors(model, "--teacher_model")
+        self.student = Student(student, TEACHER["hidden_size"]).to(machine.device).train()
+        self.teacher, self.device, self.bf16 = teacher, machine.device.type, bf16
+        self.objective = Objective(
+            LayerTransport(4, TEACHER["num_hidden_layers"], solver="pot"), LayerCosts(LENGTH), beta=0.01
+        )
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5)
+
+    def ask_teacher(self, inputs) -> LayerOutputs:
+        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            return layer_outputs(self.teacher, self.objective.looks_at, **inputs)
+
+    def __call__(self, inputs, answers: LayerOutputs | None = None) -> None:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            ours = self.student(parts=self.objective.looks_at, **inputs)
+        loss, _, _ = self.objective(ours, answers or self.ask_teacher(inputs), inputs["attention_mask"], None)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class LoopedStep:
+    def __init__(self, machine: Machine, student, teacher):
+        for model in (student, teacher):
+            model.set_attn_implementation("looped")
+        self.student, self.teacher = student.train(), teacher.train()
+        self.projection = torch.nn.Linear(STUDENTS[4]["hidden_size"], TEACHER["hidden_size"]).to(machine.device)
+        self.transport = looped.LoopedTransport(4, TEACHER["num_hidden_layers"])
+        self.optimizer = torch.optim.AdamW([*student.parameters(), *self.projection.parameters()], lr=1e-5)
+
+    def __call__(self, inputs) -> None:
+        looped.step(self.student, self.projection, self.teacher, self.transport, self.optimizer, inputs)
+
+
+def table_step(machine: Machine, options: argparse.Namespace) -> list[dict]:
+    """(b) One training step at the paper's shape: batch 32, every example 128 tokens long, no padding to skip."""
+    inputs = tokens(machine, [LENGTH] * BATCH, LENGTH)
+    theirs = LoopedStep(machine, *models(machine))
+    steps = {name: OurStep(machine, *models(machine), bf16) for name, bf16 in (("float32", False), ("bf16", True))}
+    answers = {name: step.ask_teacher(inputs) for name, step in steps.items()}
+    works = {"looped": lambda: theirs(inputs)}
+    for name, step in steps.items():
+        works[name] = lambda step=step: step(inputs)
+        works[f"{name}, teacher's answers cached"] = lambda step=step, kept=answers[name]: step(inputs, kept)
+    seconds = machine.seconds(works, repeats=3)
+    memory = {name: machine.peak(work) for name, work in works.items()}
+    return [
+        {"step": name, "seconds": seconds[name], "ratio": seconds["looped"] / seconds[name], "peak (MB)": memory[name]}
+        for name in works
+    ]
+
+
+def table_epochs(machine: Machine, options: argparse.Namespace, sampled: int = 6) -> list[dict]:
+    """(c) An epoch of real tasks, first and later ones; ours in bf16 and with the teacher's answers kept.
+
+    The looped way's steps all take the same time, since all are padded to 128; of ours, `sampled` batches spread evenly
+    from the shortest to the longest are timed, and each stands for as many.
+    """
+    if options.glue_dir is None:
+        print("(c) needs --glue_dir, the folder of GLUE's official files; left out")
+        return []
+    theirs, step = LoopedStep(machine, *models(machine)), OurStep(machine, *models(machine), bf16=True)
+    full = tokens(machine, [LENGTH] * BATCH, LENGTH)
+    per_step = machine.seconds({"looped": lambda: theirs(full)}, repeats=2)["looped"]
+    tokenizer, rows = AutoTokenizer.from_pretrained(options.tokenizer), []
+    for name in TASKS:
+        data = tokenize(load_split(get_task(name), options.glue_dir / name / "train.tsv", "train"), tokenizer, LENGTH)
+        lengths = sorted(len(ids) for ids in data["input_ids"])
+        batches = [lengths[k : k + BATCH] for k in range(0, len(lengths), BATCH)]
+        chosen = [batches[int((k + 0.5) * len(batches) / sampled)] for k in range(sampled)]
+        layout = Layout.of(step.teacher, step.objective.looks_at)
+        cache = TeacherCache(layout, [length for batch in chosen for length in batch], device=machine.device)
+        first = later = 0.0
+        for k, batch in enumerate(chosen):
+            inputs = tokens(machine, batch, max(batch))
+            numbers, mask = torch.arange(k * BATCH, k * BATCH + len(batch)), inputs["attention_mask"]
+
+            def fresh(inputs=inputs, numbers=numbers, mask=mask, cache=cache):
+                cache.keep(numbers, mask, step.ask_teacher(inputs))
+                step(inputs, cache.answers(numbers, mask))
+
+            def cached(inputs=inputs, numbers=numbers, mask=mask, cache=cache):
+                assert cache.knows(numbers)
+                step(inputs, cache.answers(numbers, mask))
+
+            seconds = machine.seconds({"first": fresh, "later": cached}, repeats=2)
+            first += seconds["first"] * len(batches) / sampled
+            later += seconds["later"] * len(batches) / sampled
+        slow = per_step * len(batches)
+        rows.append(
+            {
+                "task": name,
+                "steps": len(batches),
+                "mean length": statistics.mean(lengths),
+                "looped (s)": slow,
+                "first epoch (s)": first,
+                "ratio, first": slow / first,
+                "later epoch (s)": later,
+                "ratio, later": slow / later,
+            }
+        )
+    return rows
+
+
+def table_solver(machine: Machine, options: argparse.Namespace) -> list[dict]:
+    """(d) The transport problem: microseconds a solve, ours on M x N against pyemd on (M+N)², one thread."""
+    rows, rng = [], np.random.default_rng(0)
+    for m, n in ((4, 12), (6, 12), (12, 24)):
+        problems = [
+            (rng.dirichlet(np.ones(m)), rng.dirichlet(np.ones(n)), rng.random((m, n)) + 0.1) for _ in range(200)
+        ]
+
+        def square(ours, theirs, cost):
+            m, n = cost.shape
+            distance = np.zeros((m + n, m + n))
+            distance[:m, m:], distance[m:, :m] = cost, cost.T
+            looped.pyemd.emd_with_flow(
+                np.concatenate([ours, np.zeros(n)]), np.concatenate([np.zeros(m), theirs]), distance
+            )
+
+        works = {"looped": lambda p=problems: [square(*x) for x in p]}
+        for solver in SOLVERS:
+            works[solver] = lambda p=problems, s=solver: [solve_transport(*x, s) for x in p]
+        micro = {name: 1e6 * value / len(problems) for name, value in machine.seconds(works).items()}
+        row = {"M x N": f"{m} x {n}"} | {f"{name} (µs)": value for name, value in micro.items()}
+        rows.append(row | {"ratio, pot": micro["looped"] / micro["pot"]})
+    return rows
+
+
+def table_limits(machine: Machine, options: argparse.Namespace) -> list[dict]:
+    """(g) What the machine can do, and the share of its memory bandwidth that the layer losses (12 x 4) reach."""
+    big = torch.randn(READ, device=machine.device)
+    square = torch.randn(PRODUCT, PRODUCT, device=machine.device)
+    halves = square.bfloat16()
+    works = {"read": lambda: big.sum(), "float32": lambda: square @ square, "bf16": lambda: halves @ halves}
+    seconds = machine.seconds(works)
+    losses = machine.seconds({"ours": layer_losses(machine, 4, BATCH, LENGTH)["ours"]})["ours"]
+    # Read once forward and once backward, and the gradients written.
+    student, teacher = layer_inputs(machine, 4, BATCH, LENGTH)
+    moved = [sum(x.numel() * 4 for x in (*side.hidden_states, *side.attention_factors)) for side in (student, teacher)]
+    bandwidth = 4 * big.numel() / seconds["read"]
+    reached = (3 * moved[0] + 2 * moved[1]) / losses
+    return [
+        {"what": "memory read (GB/s)", "measured": bandwidth / 1e9},
+        {"what": "float32 products (TFLOP/s)", "measured": 2 * PRODUCT**3 / seconds["float32"] / 1e12},
+        {"what": "bfloat16 products (TFLOP/s)", "measured": 2 * PRODUCT**3 / seconds["bf16"] / 1e12},
+        {"what": "layer losses (GB/s of hidden states and factors)", "measured": reached / 1e9},
+        {"what": "their share of the memory's", "measured": reached / bandwidth},
+    ]
+
+
+TABLES = {
+    "losses": table_losses,
+    "step": table_step,
+    "epochs": table_epochs,
+    "solver": table_solver,
+    "lengths": table_lengths,
+    "batches": table_batches,
+    "limits": table_limits,
+}
+
+
+def _compared(seconds: dict[str, float]) -> dict:
+    row = {f"{name} (ms)": 1000 * value for name, value in seconds.items()}
+    return row | {"ratio": seconds["looped"] / seconds["ours"] if "looped" in seconds else None}
+
+
+def _memories(memory: dict[str, float]) -> dict:
+    return {f"{name}, peak (MB)": value for name, value in memory.items()}
+
+
+def _free_memory(machine: Machine) -> int:
+    if machine.device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows as a table whose columns are all keys in them; numbers with three digits."""
+
+    def cell(value) -> str:
+        if not isinstance(value, float):
+            return "" if value is None else str(value)
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([cell(row.get(name)) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--only", default=",".join(TABLES), help="tables, with commas (default: %(default)s)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=HERE, help="where the results go (default: beside this file)"
+    )
+    parser.add_argument("--glue_dir", type=Path, help="folder of GLUE's official files, for the epochs of real tasks")
+    parser.add_argument(
+        "--tokenizer", default=HERE.parent / "model/all-MiniLM-L6-v2", help="for these; BERT's uncased one"
+    )
+    options = parser.parse_args(argv)
+    machine = Machine(options.device)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    text = [f"# Measured\n\n{machine}. {versions}. Command: `python {' '.join(sys.argv)}`.\n"]
+    results = {"machine": str(machine), "versions": versions}
+    for name in options.only.split(","):
+        start = time.perf_counter()
+        rows = TABLES[name](machine, options)
+        heading = f"## {TABLES[name].__doc__.splitlines()[0]}\n\n{markdown(rows)}"
+        print(f"{heading}({time.perf_counter() - start:.0f} s)\n", flush=True)
+        text.append(heading)
+        results[name] = rows
+        gc.collect()
+    write_atomically(options.output_dir / "RESULTS.md", "\n".join(text))
+    write_json(options.output_dir / "results.json", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The looped way computes what the authors' code computes, and what ours does; the benchmark runs."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_golden_transport import factors
+
+from bert_emd.layer_transport import LayerTransport
+from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import bench
+import looped
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("shape", ["M2N3", "M4N12"])
+def test_looped_losses_and_weights_are_the_authors(shape):
+    values = np.load(GOLDEN / f"transport_2022_{shape}_shared_tau1_plain.npz")
+    m, n = map(int, shape.removeprefix("M").split("N"))
+    transport = looped.LoopedTransport(m, n)
+    for step in range(4):
+
+        def get(name, step=step):
+            return torch.tensor(values[f"step{step}/{name}"])
+
+        scores, hidden = get("student_scores").requires_grad_(), get("student_hidden").requires_grad_()
+        losses = transport(tuple(scores), tuple(get("teacher_scores")), tuple(hidden), tuple(get("teacher_hidden")))
+        sum(losses).backward()
+        for name, loss in zip(("attention", "hidden", "embedding"), losses, strict=True):
+            assert loss.item() == pytest.approx(get(f"{name}_loss").item(), rel=1e-5)
+        for ours, theirs in ((scores, get("grad_student_scores")), (hidden, get("grad_student_hidden"))):
+            torch.testing.assert_close(ours.grad, theirs, rtol=1e-4, atol=2e-5 * float(theirs.abs().max()))
+        for ours, side in zip(transport.weights["hidden"], ("student", "teacher"), strict=True):
+            np.testing.assert_allclose(ours, get(f"after/rep_{side}_weight"), atol=1e-5)
+
+
+def test_looped_and_ours_are_the_same_loss():
+    torch.manual_seed(0)
+    student, teacher = ((torch.randn(layers + 1, 3, 5, 8), torch.randn(layers, 3, 2, 5, 5)) for layers in (2, 3))
+    student[0].requires_grad_()
+    transport = looped.LoopedTransport(2, 3)
+    objective = Objective(LayerTransport(2, 3), LayerCosts(5, count_padding=True), 1.0, use_prediction=False)
+    for _ in range(3):
+        theirs = sum(transport(student[1], teacher[1], student[0], teacher[0]))
+        (their_grad,) = torch.autograd.grad(theirs, student[0])
+        sides = [LayerOutputs(None, tuple(hidden), factors(scores)) for hidden, scores in (student, teacher)]
+        ours, _, _ = objective(*sides, torch.ones(3, 5, dtype=torch.long), None)
+        (our_grad,) = torch.autograd.grad(ours, student[0])
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(our_grad, their_grad)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The benchmark at a size that takes seconds."""
+    shape = {"hidden_size": 24, "num_attention_heads": 12, "intermediate_size": 24}
+    sizes = {
+        "BATCH": 4,
+        "LENGTH": 16,
+        "VOCABULARY": 2000,
+        "LENGTHS": (8, 16),
+        "BATCHES": (4,),
+        "READ": 1000,
+        "PRODUCT": 32,
+    }
+    models = {"TEACHER": bench.TEACHER | shape, "STUDENTS": {n: bench.STUDENTS[n] | shape for n in bench.STUDENTS}}
+    for name, value in (sizes | models).items():
+        monkeypatch.setattr(bench, name, value)
+
+
+def test_the_benchmark_runs(small, tmp_path, glue_dir, pretrained, capsys):
+    bench.main(["--output_dir", str(tmp_path), "--glue_dir", str(glue_dir), "--tokenizer", str(pretrained)])
+    text = (tmp_path / "RESULTS.md").read_text()
+    for table in bench.TABLES.values():
+        assert f"## {table.__doc__.splitlines()[0]}" in text
+    assert "| RTE | 6 |" in text and "| 12 x 4 |" in text and "Command: `python " in text
+    assert "ratio" in capsys.readouterr().out
