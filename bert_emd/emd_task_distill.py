@@ -32,15 +32,16 @@ from bert_emd.student import (
     student_from_teacher,
     use_relu_head,
 )
-from bert_emd.teacher_cache import PLACES, open_cache
+from bert_emd.teacher_cache import PLACES, plan_cache
 from bert_emd.trainer import DistillationTrainer
-from bert_finetune.arguments import Parser, RunArguments, TaskArguments, is_main_process
+from bert_finetune.arguments import Parser, RunArguments, TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError, reports_input_errors
 from bert_finetune.glue import Task
 from bert_finetune.metrics import chance_level, check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.processes import is_main_process
 from bert_finetune.trainer import TaskTrainer, check_batch, is_figure
 
 
@@ -106,8 +107,8 @@ class DistillationArguments:
     teacher_cache: Literal[PLACES] = HfArg(
         default="auto",
         help="Where to keep what the teacher says of each example, so that it runs once and not in every epoch: "
-        "memory, disk (removed at the end), none; auto: a GPU's memory or the disk where there is room. Not with "
-        "--teacher_mode train or --count_padding.",
+        "memory, disk (removed at the end), none; auto: a GPU's memory, or on a CPU the disk, if it takes no more than "
+        "half of what is free; none with several processes. Not with --teacher_mode train or --count_padding.",
     )
     teacher_cache_dir: str | None = HfArg(
         default=None,
@@ -172,8 +173,9 @@ def defaults_of_run(folder: str) -> dict:
     """The length, head and columns that a finished student was trained with, from the `args.json` beside it."""
     try:
         options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
-        return {name: options[name] for name in ("max_seq_length", "head", "text_column", "label_column")}
-    except (OSError, ValueError, KeyError):
+        names = ("max_seq_length", "head", "text_column", "label_column")
+        return {name: options[name] for name in names if name in options}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}  # not a run of this script
 
 
@@ -192,19 +194,25 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
-    if distillation.teacher_cache not in ("auto", "none") and not cacheable(distillation):
-        raise InputError(
-            f"--teacher_cache {distillation.teacher_cache}: the teacher's answers change from epoch to epoch with "
-            "--teacher_mode train, and are not kept for padding with --count_padding"
-        )
     for name in ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing"):
         if getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
 
 
-def cacheable(distillation: DistillationArguments) -> bool:
-    """Whether the teacher says the same of an example in every epoch."""
-    return distillation.teacher_mode == "eval" and not distillation.count_padding
+def cacheable(distillation: DistillationArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the teacher's answers can be kept. Raises InputError where that was asked for and cannot be."""
+    choice = distillation.teacher_cache
+    reasons = {
+        "the teacher's answers change from epoch to epoch with --teacher_mode train": distillation.teacher_mode
+        == "train",
+        "nothing is kept for padding, which --count_padding counts": distillation.count_padding,
+        "the teacher's answers depend on padding where that is on the left": tokenizer.padding_side != "right",
+        "every process sees other examples in every epoch; use disk": args.world_size > 1 and choice == "memory",
+    }
+    for reason, applies in reasons.items():
+        if applies and choice not in ("auto", "none"):
+            raise InputError(f"--teacher_cache {choice}: {reason}")
+    return not any(reasons.values()) and not (args.world_size > 1 and choice == "auto")
 
 
 @reports_input_errors
@@ -244,23 +252,29 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     if distillation.pad_to_max_length:
         collator = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=task_args.max_seq_length)
 
+    cache_folder = Path(distillation.teacher_cache_dir or Path(args.output_dir) / "teacher_cache")
+    plan = None
+    if objective.needs_teacher:
+        plan = plan_cache(
+            distillation.teacher_cache if cacheable(distillation, args, tokenizer) else "none",
+            distillation.teacher_cache_dtype,
+            cache_folder,
+            teacher.to(args.device).eval(),
+            objective.looks_at,
+            datasets.train,
+            args.device,
+            worthwhile=bool(distillation.teacher_cache_dir) or reads_twice(args, len(datasets.train)),
+            variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
+        )
     checkpoint = start_output_dir(args)
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
-    train, cache, cache_folder = datasets.train, None, Path(args.output_dir) / "teacher_cache"
-    if objective.needs_teacher and cacheable(distillation):
+    train = datasets.train
+    if plan is not None:
         with args.main_process_first():
-            cache = open_cache(
-                distillation.teacher_cache,
-                distillation.teacher_cache_dtype,
-                Path(distillation.teacher_cache_dir or cache_folder),
-                teacher,
-                objective.looks_at,
-                train,
-                args.device,
-                rereads=bool(distillation.teacher_cache_dir) or reads_twice(args, len(train)),
-                variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
-            )
+            cache = plan.open()
         train = train.add_column("example", list(range(len(train))))
+        if is_main_process():
+            print(plan)
     trainer = DistillationTrainer(
         trained,
         teacher,
@@ -274,14 +288,14 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         optimizer=distillation.optimizer,
         teacher_metrics=teacher_metrics,
         relu_heads=relus,
-        teacher_cache=cache,
+        teacher_cache=cache if plan is not None else None,
         data_collator=collator,
     )
     write_run_description(args, distillation, task_args)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.write_predictions(datasets.test)
     trainer.finish_training()
-    if args.process_index == 0:
+    if args.process_index == 0 and not distillation.teacher_cache_dir:
         shutil.rmtree(cache_folder, ignore_errors=True)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch.autograd.function import once_differentiable
 
-# Elements of one layer that are compared at a time, so that the pieces of all layers stay in the processor's cache.
-_BLOCK = 1 << 15
+# Elements of one layer that are compared at a time: on a CPU the pieces of all layers stay in its cache, a GPU is kept
+# busy.
+_BLOCK, _GPU_BLOCK = 1 << 15, 1 << 20
 # Attention distances: from this length on the products of factors are faster than the scores (benchmarks/RESULTS.md).
 _FACTORED_FROM = 192
 # A distance below this share of the norms it is the difference of would have lost too many digits.
@@ -76,7 +77,7 @@ class _PairwiseDistance(torch.autograd.Function):
         ctx.save_for_backward(mask, *layers)
         ctx.student_layers = student_layers
         total = _no_distance(layers, student_layers)
-        for block in _blocks(layers[0].shape, _BLOCK):
+        for block in _blocks(layers[0].shape, _block_size(layers[0])):
             pieces = _pieces(layers, block, mask, _accuracy(layers[0]))
             total += _squared_distances(pieces[:student_layers], pieces[student_layers:])
         return total.to(_accuracy(layers[0]))
@@ -88,7 +89,7 @@ class _PairwiseDistance(torch.autograd.Function):
         student, teacher = layers[: ctx.student_layers], layers[ctx.student_layers :]
         pairs, weights = _pairs(grad)
         grads = [torch.zeros_like(layer) for layer in student]
-        for block in _blocks(student[0].shape, _BLOCK) if pairs else ():
+        for block in _blocks(student[0].shape, _block_size(student[0])) if pairs else ():
             minuends = _pieces([student[i] for i, _ in pairs], block, mask, grad.dtype)
             difference = minuends.sub_(_pieces([teacher[j] for _, j in pairs], block, mask, grad.dtype))
             for target, piece in zip(grads, weights @ difference, strict=True):
@@ -130,6 +131,10 @@ class _PairwiseAttentionDistance(torch.autograd.Function):
 
 def _accuracy(layer: torch.Tensor) -> torch.dtype:
     return torch.promote_types(layer.dtype, torch.float32)
+
+
+def _block_size(layer: torch.Tensor) -> int:
+    return _BLOCK if layer.device.type == "cpu" else _GPU_BLOCK
 
 
 def _no_distance(layers: tuple[torch.Tensor, ...], student_layers: int) -> torch.Tensor:
@@ -182,7 +187,7 @@ def _blocks(shape: torch.Size, limit: int) -> Iterator[tuple[slice, ...]]:
 def _row_blocks(layer: torch.Tensor) -> Iterator[slice]:
     """The rows of factors whose scores are made at a time."""
     _, rows, length, _ = layer.shape
-    step = max(1, _BLOCK // length**2)
+    step = max(1, _block_size(layer) // length**2)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 

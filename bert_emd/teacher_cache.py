@@ -1,6 +1,8 @@
 """A frozen teacher's answers, computed once and kept: it gives the same ones in every epoch."""
 
 import hashlib
+import math
+import os
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from bert_emd.objectives import LayerOutputs
-from bert_finetune.errors import InputError
+from bert_emd.student import layer_outputs
+from bert_finetune.errors import InputError, writing
 
 PLACES = ("auto", "memory", "disk", "none")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -25,28 +28,67 @@ class Layout:
 
     columns: part -> where it stands in a token's row; "embedding" (width), "hidden" (layers x width), "attention"
         (layers x 2 x heads x head size: the scaled queries and the keys).
-    classes: logits of an example, 0 where they are not looked at.
+    shapes: part -> the shape of these values of a token.
+    classes: logits of an example, 0 where they are not looked at. layers: of the teacher.
     """
 
     columns: dict[str, slice]
+    shapes: dict[str, tuple[int, ...]]
     classes: int
-    shape: tuple[int, int, int]  # layers, heads, width
+    layers: int
 
     @classmethod
+    @torch.no_grad()
     def of(cls, teacher: PreTrainedModel, parts: frozenset[str]) -> "Layout":
-        config = teacher.config
-        layers, heads, width = config.num_hidden_layers, config.num_attention_heads, config.hidden_size
+        """Found from the teacher's outputs for one token."""
+        outputs = layer_outputs(teacher, parts, input_ids=torch.ones(1, 1, dtype=torch.long, device=teacher.device))
+        shapes = {}
+        if "embedding" in parts:
+            shapes["embedding"] = (1, outputs.hidden_states[0].shape[-1])
+        if "hidden" in parts:
+            shapes["hidden"] = (len(outputs.hidden_states) - 1, outputs.hidden_states[1].shape[-1])
+        if "attention" in parts:
+            _, _, heads, _, size = outputs.attention_factors[0].shape
+            shapes["attention"] = (len(outputs.attention_factors), 2, heads, size)
         columns, end = {}, 0
-        for part, size in (("embedding", width), ("hidden", layers * width), ("attention", 2 * layers * width)):
-            if part in parts:
-                columns[part] = slice(end, end + size)
-                end += size
-        return cls(columns, config.num_labels if "logits" in parts else 0, (layers, heads, width))
+        for part, shape in shapes.items():
+            columns[part] = slice(end, end + math.prod(shape))
+            end = columns[part].stop
+        classes = outputs.logits.shape[-1] if "logits" in parts else 0
+        return cls(columns, shapes, classes, teacher.config.num_hidden_layers)
 
     @property
     def row(self) -> int:
         """Values of a token."""
-        return max((column.stop for column in self.columns.values()), default=0)
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cache that is not opened yet: of what, where, how large (`size` in bytes)."""
+
+    layout: Layout
+    lengths: list[int]
+    dtype: str
+    folder: Path | None
+    device: torch.device
+    size: int
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are not there yet."""
+        there = self.folder.glob("*") if self.folder else ()
+        return max(0, self.size - sum(path.stat().st_blocks * 512 for path in there))
+
+    def __str__(self) -> str:
+        where = f"in {self.folder}" if self.folder else f"in memory ({self.device.type})"
+        row = self.layout.row * _DTYPES[self.dtype].itemsize / 1e3
+        return (
+            f"teacher cache: {self.size / 1e9:.2f} GB {where}, {sum(self.lengths)} tokens x {row:.1f} kB, {self.dtype}"
+        )
+
+    def open(self) -> "TeacherCache":
+        return TeacherCache(self.layout, self.lengths, self.dtype, self.folder, "cpu" if self.folder else self.device)
 
 
 class TeacherCache:
@@ -56,9 +98,10 @@ class TeacherCache:
     that a run that goes on after a kill, or another one with the same teacher and data, finds them; None keeps them in
     the memory of `device`.
 
-    What `answers` returns are always the kept values, also the first time, so that every epoch sees the same. With each
-    example lies a checksum: what a killed run left unfinished is computed anew. Only real tokens are kept; padding
-    comes back as zeros, which is right for costs that do not count it.
+    What `answers` returns are always the kept values, also the first time, and what is kept stays, so that every epoch
+    sees the same. With each example lies a checksum: what a killed run left unfinished is computed anew. Only real
+    tokens are kept; padding comes back as zeros, which is right for costs that do not count it. Padding must not
+    change a token's answer, as it does on the left of absolute positions.
     """
 
     def __init__(
@@ -88,16 +131,18 @@ class TeacherCache:
 
     def knows(self, examples: torch.Tensor) -> bool:
         """Whether the answers for all of `examples` (their numbers in the training set) are kept and whole."""
-        for k in examples.tolist():
-            if not self._verified[k]:
-                if not self._on_disk or not self._checksums[k] or self._checksums[k] != self._checksum(k):
-                    return False
-                self._verified[k] = True
-        return True
+        return all(map(self._knows, examples.tolist()))
+
+    def _knows(self, k: int) -> bool:
+        if not self._verified[k] and self._on_disk:
+            self._verified[k] = bool(self._checksums[k]) and int(self._checksums[k]) == self._checksum(k)
+        return bool(self._verified[k])
 
     def keep(self, examples: torch.Tensor, attention_mask: torch.Tensor, outputs: LayerOutputs) -> None:
-        """Keep the teacher's `outputs` for a batch."""
-        real = attention_mask.bool()
+        """Keep the teacher's `outputs` for those of a batch that are not known yet."""
+        new = torch.tensor([not self._knows(k) for k in examples.tolist()])
+        examples, new = examples.cpu()[new], new.to(attention_mask.device)
+        real = attention_mask[new].bool()
         rows = self._rows(examples, real)
         for part, column in self.layout.columns.items():
             if part == "attention":
@@ -106,9 +151,9 @@ class TeacherCache:
             else:
                 states = outputs.hidden_states[:1] if part == "embedding" else outputs.hidden_states[1:]
                 values = torch.cat(states, dim=-1)
-            self._tokens[rows, column] = values[real].to(self._tokens)
+            self._tokens[rows, column] = values[new][real].to(self._tokens)
         if self.layout.classes:
-            self._logits[examples.to(self._logits.device)] = outputs.logits.to(self._logits)
+            self._logits[examples.to(self._logits.device)] = outputs.logits[new].to(self._logits)
         for k in examples.tolist():
             if self._on_disk:
                 self._checksums[k] = self._checksum(k)
@@ -117,22 +162,22 @@ class TeacherCache:
     def answers(self, examples: torch.Tensor, attention_mask: torch.Tensor) -> LayerOutputs:
         """The kept answers for a batch, in the form `layer_outputs` gives them, on the batch's device, in float32."""
         real, device = attention_mask.bool(), attention_mask.device
-        kept = self._tokens[self._rows(examples, real)].to(device, torch.float32)
+        kept = self._tokens[self._rows(examples, real)].to(device).float()
         padded = torch.zeros(*real.shape, kept.shape[1], device=device)
         padded[real] = kept
-        layers, heads, width = self.layout.shape
-        states, factors = [None] * (layers + 1), None
-        if "embedding" in self.layout.columns:
-            states[0] = padded[..., self.layout.columns["embedding"]]
-        if "hidden" in self.layout.columns:
-            states[1:] = padded[..., self.layout.columns["hidden"]].split(width, dim=-1)
-        if "attention" in self.layout.columns:
-            values = padded[..., self.layout.columns["attention"]]
-            values = values.view(*real.shape, layers, 2, heads, width // heads)
-            factors = values.permute(2, 3, 0, 4, 1, 5).unbind()
-        logits = self._logits[examples.to(self._logits.device)].to(device) if self.layout.classes else None
-        with_states = {"embedding", "hidden"} & set(self.layout.columns)
-        return LayerOutputs(logits, tuple(states) if with_states else None, factors)
+        parts = {
+            part: padded[..., column].unflatten(-1, self.layout.shapes[part])
+            for part, column in self.layout.columns.items()
+        }
+        states, factors, logits = None, None, None
+        if "hidden" in parts or "embedding" in parts:
+            first = parts["embedding"].unbind(2) if "embedding" in parts else (None,)
+            states = (*first, *(parts["hidden"].unbind(2) if "hidden" in parts else [None] * self.layout.layers))
+        if "attention" in parts:
+            factors = parts["attention"].permute(2, 3, 0, 4, 1, 5).unbind()
+        if self.layout.classes:
+            logits = self._logits[examples.to(self._logits.device)].to(device)
+        return LayerOutputs(logits, states, factors)
 
     def _rows(self, examples: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Where the real tokens of a batch are kept, in the order of `real`'s true entries."""
@@ -147,17 +192,21 @@ class TeacherCache:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor whose memory is the file `path`, made sparse and zero where it is not there in this size."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    if not path.exists() or path.stat().st_size != max(size, 1):
-        with open(path, "wb") as file:
-            file.truncate(max(size, 1))
+    """A tensor whose memory is the file `path`, made anew (all zero) where it is not there in this size."""
+    size = math.prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(shape, dtype=dtype)
-    return torch.from_file(str(path), shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+    if not path.exists() or path.stat().st_size != size:
+        with writing(path), open(path, "wb") as file:
+            # All of its room is taken now: a disk that is full later could only kill the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.truncate(size)
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
 
-def open_cache(
+def plan_cache(
     choice: str,
     dtype: str,
     folder: Path,
@@ -165,37 +214,33 @@ def open_cache(
     parts: frozenset[str],
     data: Dataset,
     device: torch.device,
-    rereads: bool,
+    worthwhile: bool,
     variant: str = "",
-) -> TeacherCache | None:
-    """The cache that `choice` asks for, its size printed before anything is computed; None for no cache.
+) -> Plan | None:
+    """The cache that `choice` asks for, or None; nothing is written yet.
 
     choice: "memory" (of `device`), "disk" (below `folder`, in a sub-folder named after teacher and data), "none", or
-    "auto": a GPU's memory where it fits into half of what is free, else disk where it does, else none; none too where
-    no answer is read twice (`rereads`). variant: what else the answers depend on. Raises InputError where what is asked
-    for does not fit.
+    "auto": where it is `worthwhile` and takes no more than half of what is free, a GPU's memory, or beside a CPU the
+    disk. variant: what else the answers depend on. Raises InputError where what is asked for does not fit.
     """
-    layout = Layout.of(teacher, parts)
-    lengths = [len(ids) for ids in data["input_ids"]]
-    size = sum(lengths) * layout.row * _DTYPES[dtype].itemsize + len(lengths) * (layout.classes * 4 + 8)
-    free = {"memory": _free_memory(device), "disk": _free_disk(folder)}
-    if choice == "auto":
-        fits = [place for place in free if size < free[place] / 2 and (place == "disk" or device.type != "cpu")]
-        choice = fits[0] if fits and rereads else "none"
-    if choice == "none":
+    if choice == "none" or (choice == "auto" and not worthwhile):
         return None
-    if size > free[choice]:
+    asked = choice
+    if choice == "auto":
+        choice = "disk" if device.type == "cpu" else "memory"
+    layout, lengths = Layout.of(teacher, parts), [len(ids) for ids in data["input_ids"]]
+    size = sum(lengths) * layout.row * _DTYPES[dtype].itemsize + len(lengths) * (layout.classes * 4 + 8)
+    place = folder / _key(teacher, data, f"{layout} {dtype} {variant}")[:16] if choice == "disk" else None
+    plan = Plan(layout, lengths, dtype, place, device, size)
+    free = _free_disk(folder) if place else _free_memory(device)
+    if plan.missing > (free / 2 if asked == "auto" else free):
+        if asked == "auto":
+            return None
         raise InputError(
-            f"--teacher_cache {choice}: the teacher's answers need {size / 1e9:.1f} GB, "
-            f"and {free[choice] / 1e9:.1f} GB are free; use another place, or none"
+            f"--teacher_cache {choice}: the teacher's answers need {plan.missing / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free; use another place, or none"
         )
-    key = _key(teacher, data, f"{layout} {dtype} {variant}")
-    place = folder / key[:16] if choice == "disk" else None
-    print(
-        f"teacher cache: {size / 1e9:.2f} GB {f'in {place}' if place else f'in memory ({device.type})'}, "
-        f"{sum(lengths)} tokens x {layout.row * _DTYPES[dtype].itemsize / 1e3:.1f} kB, {dtype}"
-    )
-    return TeacherCache(layout, lengths, dtype, place, device="cpu" if place else device)
+    return plan
 
 
 def _free_memory(device: torch.device) -> int:
@@ -217,8 +262,7 @@ def _key(teacher: PreTrainedModel, data: Dataset, kept: str) -> str:
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         if name in data.column_names:
-            column = data.with_format("numpy")[name][:]
             digest.update(name.encode())
-            for row in column:
-                digest.update(np.asarray(row, dtype=np.int64).tobytes())
+            for row in data[name]:
+                digest.update(np.asarray([len(row), *row], dtype=np.int64).tobytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from bert_emd.bert_adam import BertAdam
 from bert_emd.history import LayerHistory
+from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerOutputs, Objective
 from bert_emd.pictures import draw_flow
 from bert_emd.student import Student, layer_outputs
@@ -67,8 +68,8 @@ class DistillationTrainer(TaskTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         labels, examples = inputs.pop("labels"), inputs.pop("example", None)
-        student = model(**inputs, parts=self.objective.looks_at)
         teacher = self.ask_teacher(inputs, examples) if self.objective.needs_teacher else None
+        student = model(**inputs, parts=self.objective.looks_at)
         try:
             loss, terms, transport = self.objective(student, teacher, inputs["attention_mask"], labels)
         except FloatingPointError:
@@ -102,11 +103,24 @@ class DistillationTrainer(TaskTrainer):
         super().finish_training()
 
     def compared_models(self, results: dict) -> list[tuple[str, PreTrainedModel, dict]]:
-        rows = super().compared_models(results)
-        return rows if self.teacher is None else [("teacher", self.teacher, self.teacher_metrics), *rows]
+        # With --head relu, the figures of the saved model as it is are kept beside those with the relu.
+        own = {key.removeprefix("own_head_"): value for key, value in results.items() if key.startswith("own_head_")}
+        rows = super().compared_models(own or results)
+        name = "teacher (with a relu before its classifier)" if self.relu_heads else "teacher"
+        return rows if self.teacher is None else [(name, self.teacher, self.teacher_metrics), *rows]
+
+    def origin(self) -> str:
+        teacher = f"`{self.teacher.config.name_or_path}`" if self.teacher is not None else None
+        if not self.objective.needs_teacher:
+            return super().origin() + (f" {teacher} took no part; it is here for comparison." if teacher else "")
+        if isinstance(self.objective.mapping, LayerTransport):
+            return f"Distilled with BERT-EMD from {teacher}."
+        if self.objective.mapping is not None:
+            return f"Distilled from {teacher}, layer by layer under a fixed mapping."
+        return f"Distilled from the predictions of {teacher}."
 
     def write_card(self, results: dict, picture: str | None = None) -> None:
-        if self.objective.use_attention or self.objective.use_hidden:
+        if (Path(self.args.output_dir) / "flows.npz").exists():
             picture = "flow.png"
             draw_flow(self.args.output_dir, Path(self.args.output_dir) / picture)
         super().write_card(results, picture)

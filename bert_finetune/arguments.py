@@ -1,6 +1,5 @@
 """The command line that both training scripts share."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,8 +231,3 @@ class Parser(HfArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return tuple(arguments)
-
-
-def is_main_process() -> bool:
-    """Whether this process prints: always, unless several were launched together."""
-    return int(os.environ.get("RANK", 0)) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -187,17 +188,23 @@ def _reason(error: Exception, name_or_path: str) -> str:
     return loading_reason(error) if Path(name_or_path).is_dir() else hub_reason(error, name_or_path)
 
 
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """A model's class names in its order; a class without one is LABEL_k."""
+    return [str(config.id2label.get(k, f"LABEL_{k}")) for k in range(config.num_labels)]
+
+
+def plain(name: str) -> str:
+    """A class name without what spellings differ in: case, and blanks, underscores or hyphens."""
+    return re.sub(r"[\s_-]+", "_", name.lower())
+
+
 def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:
     """order[k]: where the model has the task's class k, found by name (LABEL_0, LABEL_1, ... count as unnamed)."""
-
-    def plain(name: str) -> str:
-        return str(name).lower().replace(" ", "_").replace("-", "_")
-
-    names = [config.id2label.get(k, f"LABEL_{k}") for k in range(config.num_labels)]
+    names = class_names(config)
     wanted = ", ".join(task.class_names) or "one regression score"
     if config.num_labels != task.num_labels:
         raise InputError(
-            f"{what}: its {config.num_labels} labels ({', '.join(map(str, names))}) do not fit {task.name} ({wanted})"
+            f"{what}: its {config.num_labels} labels ({', '.join(names)}) do not fit {task.name} ({wanted})"
         )
     unnamed = all(name == f"LABEL_{k}" for k, name in enumerate(names))
     if task.is_regression or unnamed:
@@ -211,6 +218,6 @@ def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool =
     if not refuse:
         return list(range(task.num_labels))
     raise InputError(
-        f"{what}: its labels ({', '.join(map(str, names))}) are not {task.name}'s ({wanted}); "
+        f"{what}: its labels ({', '.join(names)}) are not {task.name}'s ({wanted}); "
         "if they mean the same, rename them in id2label of its config.json"
     )

@@ -1,14 +1,15 @@
 """A task that the user brings as files: what its columns, its classes or its scores are is found from the data."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
 from transformers import PreTrainedConfig
 
+from bert_finetune.checkpoints import class_names, plain
 from bert_finetune.data import number
 from bert_finetune.errors import InputError
 from bert_finetune.glue import REGRESSION_FIGURES, Task
+from bert_finetune.processes import is_main_process
 from bert_finetune.tables import Table, read_table
 
 # More classes than this, each with hardly an example, are taken for a wrong column.
@@ -56,9 +57,10 @@ def custom_task(
         classes = _classes_of_model(labels, model, f"{path}, column {label_column}")
     else:
         classes = _classes_of_data(labels, f"{path}, column {label_column}")
-    if path.endswith(".tsv"):
-        _warn_of_quotes(table, text_columns)
-    _describe(path, text_columns, label_column, labels, classes)
+    if is_main_process():
+        if path.endswith(".tsv"):
+            _warn_of_quotes(table, text_columns)
+        _describe(path, text_columns, label_column, labels, classes)
     return Task(
         "custom",
         text_columns,
@@ -70,6 +72,7 @@ def custom_task(
         dev={"dev": files["dev"]} if "dev" in files else {},
         test={"test": files["test"]} if "test" in files else {},
         submission={"test": "predictions.tsv"},
+        predicts_names=True,
     )
 
 
@@ -99,26 +102,25 @@ def _classes_of_data(labels: Iterable[str], where: str) -> dict[str, str]:
 
 def _classes_of_model(labels: Iterable[str], model: PreTrainedConfig, where: str) -> dict[str, str]:
     """What the file writes -> the fine-tuned model's class, for all classes in the model's order."""
-    names = [str(model.id2label[k]) for k in range(model.num_labels)]
+    names = class_names(model)
     found = set(labels)
-    alike = {name: [label for label in sorted(found) if _plain(label) == _plain(name)] for name in names}
+    alike = {name: [label for label in sorted(found) if plain(label) == plain(name)] for name in names}
     for name, spellings in alike.items():
         if len(spellings) > 1:
             raise InputError(f"{where}: {' and '.join(spellings)} both look like the class {name}; write it in one way")
     by_name = {(alike[name] or [name])[0]: name for name in names}
+    if found <= set(by_name):
+        return by_name
     by_number = {str(k): name for k, name in enumerate(names)}
-    for classes in (by_name, by_number):
-        # Numbers that are also names could mean either.
-        if found <= set(classes) and (classes is by_name or not found & set(by_name)):
-            return classes
+    # Numbers that are also names could mean either; and without a 0 they may well be counted from 1.
+    if found <= set(by_number) and not found & set(by_name):
+        if "0" in found:
+            return by_number
+        raise InputError(f"{where}: class numbers count from 0, which does not occur; write names: {', '.join(names)}")
     raise InputError(
         f"{where}: its labels ({', '.join(sorted(found)[:8])}) are not the model's classes ({', '.join(names)}); if "
         "they mean the same, rename them in id2label of the model's config.json"
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.lower())
 
 
 def _warn_of_quotes(table: Table, text_columns: tuple[str, ...]) -> None:

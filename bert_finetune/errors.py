@@ -69,6 +69,9 @@ def reading(what: str):
         raise InputError(f"{what}: {loading_reason(error)}") from None
 
 
+_CANNOT = "cannot be written: "
+
+
 @contextmanager
 def writing(path: str | os.PathLike, *more: type[Exception]):
     """Around the writing of `path`: a failure becomes an `OSError` that names it.
@@ -80,8 +83,10 @@ def writing(path: str | os.PathLike, *more: type[Exception]):
     except InputError:
         raise
     except (OSError, *more) as error:
+        if isinstance(error, OSError) and str(error.strerror).startswith(_CANNOT):
+            raise  # a file inside that has been named already
         code = getattr(error, "errno", None)
-        raise OSError(code, f"cannot be written: {reason(error)}", os.fspath(path)) from error
+        raise OSError(code, f"{_CANNOT}{reason(error)}", os.fspath(path)) from error
 
 
 def loading_reason(error: Exception) -> str:

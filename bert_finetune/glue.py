@@ -29,7 +29,7 @@ class Task:
     frequent class of the dev set; for regression two scores, since a constant has no correlation.
     `skips_short_rows`: a split whose official file is known to hold rows with too few fields; they are counted and
     left out there. Anywhere else such a row is an error, and in a test file it is kept, so that predictions stay in
-    line with the file.
+    line with the file. `predicts_names`: predictions are written as class names, not as the files write labels.
     """
 
     name: str
@@ -48,10 +48,11 @@ class Task:
     optional: tuple[str, ...] = ()
     headerless: tuple[str, ...] = ()
     skips_short_rows: tuple[str, ...] = ()
+    predicts_names: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "dev", self.dev or {"dev": "dev.tsv"})
-        object.__setattr__(self, "test", self.test or {"test": "test.tsv"})
+        object.__setattr__(self, "dev", {"dev": "dev.tsv"} if self.dev is None else self.dev)
+        object.__setattr__(self, "test", {"test": "test.tsv"} if self.test is None else self.test)
         object.__setattr__(self, "submission", self.submission or {"test": f"{self.name}.tsv"})
 
     @property
@@ -74,8 +75,7 @@ class Task:
 
     def dev_figure(self, metric: str) -> str:
         """How the trainer names a figure on the (first) dev set."""
-        first_dev = next(iter(self.dev))
-        return f"eval_{first_dev}_{metric}" if len(self.dev) > 1 else f"eval_{metric}"
+        return f"eval_{next(iter(self.dev))}_{metric}" if len(self.dev) > 1 else f"eval_{metric}"
 
 
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}

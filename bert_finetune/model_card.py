@@ -25,11 +25,12 @@ class Measured:
 
 
 def write_model_card(
-    folder: str | Path, task: Task, models: list[Measured], conditions: str, picture: str | None = None
+    folder: str | Path, task: Task, origin: str, models: list[Measured], conditions: str, picture: str | None = None
 ) -> None:
     """Write `folder`/README.md, unless the user has put one there.
 
-    models: the teacher where there is one, and, last, the model in `folder`. conditions: how times were taken. picture:
+    origin: what the model was made from. models: the teacher where there is one, and, last, the model in `folder`, with
+    the figures of what is saved. conditions: how times were taken. picture:
     file name of the flow between the layers of both. The command, seed and versions come from the run's args.json.
     """
     folder = Path(folder)
@@ -45,11 +46,7 @@ def write_model_card(
         text.append(f"base_model: {source}")
     text += ["# Yours to fill in; the licences of the base model and of the training data apply.", "license:", "---"]
     text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {_subject(task)}", ""]
-    if len(models) > 1:
-        text.append(f"Distilled with BERT-EMD from `{models[0].model.config.name_or_path}`.")
-    else:
-        text.append(f"Fine-tuned from `{source}`.")
-    text += ["", *_table(models), "", f"Figures are of the dev set. {conditions}", ""]
+    text += [origin, "", *_table(models), "", f"Figures are of the dev set. {conditions}", ""]
     if picture:
         text += [f"![Average flow between student and teacher layers]({picture})", ""]
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]

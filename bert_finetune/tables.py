@@ -119,7 +119,10 @@ def read_json_lines(path: Path) -> Table:
         objects.append(value)
         numbers.append(number)
     columns = tuple(dict.fromkeys(key for value in objects for key in value))
-    rows = [[_text(value.get(column)) for column in columns] for value in objects]
+    rows = [
+        [_text(value.get(column), f"{path}, line {number}", column) for column in columns]
+        for value, number in zip(objects, numbers, strict=True)
+    ]
     return Table(path, columns, rows, numbers)
 
 
@@ -130,7 +133,10 @@ def read_parquet(path: Path) -> Table:
         columns = parquet.read_table(path).to_pydict()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    rows = [[_text(value) for value in row] for row in zip(*columns.values(), strict=True)]
+    rows = [
+        [_text(value, f"{path}, row {number}", column) for column, value in zip(columns, row, strict=True)]
+        for number, row in enumerate(zip(*columns.values(), strict=True), start=1)
+    ]
     return Table(path, tuple(columns), rows, range(1, len(rows) + 1), unit="row")
 
 
@@ -142,8 +148,20 @@ _READERS: dict[str, Callable[[Path], Table]] = {
 }
 
 
-def _text(value) -> str | None:
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+def _text(value, place: str, column: str) -> str | None:
+    """A value as text; a whole number has no point, whatever the file keeps it as."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{place}: column {column!r} holds bytes that are not UTF-8 text") from None
+    if isinstance(value, list | dict):
+        raise InputError(f"{place}: column {column!r} holds a {type(value).__name__}, not a text or number")
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    return None if value is None else str(value)
 
 
 def _check_readable(path: Path) -> bytes:

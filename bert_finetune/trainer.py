@@ -1,6 +1,7 @@
 """transformers' Trainer with what every run here shares: GLUE metrics, one line per evaluation, a stop at NaN."""
 
 import copy
+import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -164,9 +165,10 @@ class TaskTrainer(Trainer):
                 f"--resume_from_checkpoint goes on from {kept}" if kept else "there is no checkpoint yet"
             ) from None
         except OSError as error:
-            if error.filename is not None:
+            # A full disk that names no file is TensorBoard's log; all else that is written is named.
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            with writing(Path(self.args.output_dir, "runs")):  # TensorBoard's log: the rest is named
+            with writing(Path(self.args.output_dir, "runs")):
                 raise
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -257,18 +259,25 @@ class TaskTrainer(Trainer):
         """The rows of the output folder's model card: name, model, dev figures; the model of the folder last."""
         return [("this model", self.classifier, results)]
 
+    def origin(self) -> str:
+        """Where the model comes from, in a sentence of its card."""
+        return f"Fine-tuned from `{self.classifier.config.name_or_path}`."
+
     def write_card(self, results: dict, picture: str | None = None) -> None:
         """Write the output folder's README.md, with `picture` (a file beside it) in it."""
         rows = self.compared_models(results)
         dev = next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, dict) else self.eval_dataset
         examples = [{k: v for k, v in dev[k].items() if k != "labels"} for k in range(min(len(dev), 32))]
         batch = DataCollatorWithPadding(self.processing_class)(examples).to(self.args.device)
-        footprints = measure_models([model for _, model, _ in rows], batch)
+        # Without the wrapper that makes a run in bf16 or fp16 compute so: times are of float32.
+        models = [self.accelerator.unwrap_model(model, keep_fp32_wrapper=False) for _, model, _ in rows]
+        footprints = measure_models(models, batch)
         on_gpu = self.args.device.type == "cuda"
         where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
         write_model_card(
             self.args.output_dir,
             self.task,
+            self.origin(),
             [Measured(*row, footprint) for row, footprint in zip(rows, footprints, strict=True)],
             f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
             picture,

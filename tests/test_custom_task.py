@@ -94,8 +94,12 @@ def test_labels_by_number_and_in_another_spelling(moody_teacher, tmp_path, capsy
         (["Good", "BAD-MOOD", "fair"], "Good = good (4), BAD-MOOD = bad mood (4), fair (4)"),
     ):
         dev = write(tmp_path / f"{labels[0]}.csv", ["text", "label"], examples(12, labels))
-        run(finetune, "--model_name_or_path", moody_teacher, "--validation_file", dev, "--do_eval", *quick(tmp_path))
+        files = ["--validation_file", dev, "--test_file", dev, "--do_eval", "--do_predict"]
+        run(finetune, "--model_name_or_path", moody_teacher, *files, *quick(tmp_path))
         assert f"3 classes: {said}" in capsys.readouterr().out
+        # Predictions are the model's names, however the file writes its labels.
+        answers = {row.split("\t")[1] for row in (tmp_path / "predictions.tsv").read_text().splitlines()[1:]}
+        assert answers <= {"good", "bad mood", "fair"}
 
 
 def test_classes_from_the_data(pretrained, tmp_path, capsys):
@@ -169,6 +173,12 @@ def test_quotes_in_tsv_are_pointed_out(moody_teacher, tmp_path, capsys):
 GOOD = examples(12, MOODS)
 # Columns, rows, more options, and what the message says.
 BAD = {
+    "numbers from 1": (
+        ["text", "label"],
+        examples(8, ["1", "2"]),
+        [],
+        "class numbers count from 0, which does not occ",
+    ),
     "another label": (
         ["text", "label"],
         [*GOOD, ("a cat", "awful")],
@@ -238,4 +248,4 @@ def test_bad_labels_for_a_new_head(pretrained, tmp_path, exits_with_2):
     line = exits_with_2(finetune, "--model_name_or_path", pretrained, *files, *quick(tmp_path / "out"))
     assert "--validation_file is missing" in line
     line = exits_with_2(finetune, "--model_name_or_path", pretrained, *files, "--do_predict", *quick(tmp_path / "out"))
-    assert "--validation_file is missing" in line or "--test_file is missing" in line
+    assert "--validation_file is missing" in line

@@ -67,15 +67,30 @@ def test_fine_tuned_model_and_several_dev_sets(pretrained, glue_dir, tmp_path):
 def test_students_without_layer_losses_have_no_picture(tmp_path, glue_dir):
     teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].class_names)
     task = ["--task_name", "RTE", "--data_dir", glue_dir]
-    for more in (
-        ["--layer_mapping", "none", "--alpha", 0],
-        ["--layer_mapping", "none"],
-        ["--use_att", False, "--use_rep", False],
+    for more, said in (
+        (["--layer_mapping", "none", "--alpha", 0], f"Fine-tuned from `{teacher}`. `{teacher}` took no part"),
+        (["--layer_mapping", "none"], f"Distilled from the predictions of `{teacher}`."),
+        (["--use_att", False, "--use_rep", False], f"Distilled with BERT-EMD from `{teacher}`."),
+        (["--num_train_epochs", 0], f"Distilled with BERT-EMD from `{teacher}`."),
     ):
         out = tmp_path / "-".join(map(str, more))
         run(distil, "--teacher_model", teacher, "--student_layers", 2, *task, *quick(out), *more)
         card = (out / "README.md").read_text()
         assert len(rows(card)) == 2 and "flow.png" not in card and not (out / "flow.png").exists()
+        assert said in card
+
+
+def test_figures_are_of_the_saved_model(tmp_path, glue_dir):
+    teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].class_names)
+    task = ["--task_name", "RTE", "--data_dir", glue_dir, "--head", "relu", "--bf16"]
+    out = tmp_path / "out"
+    run(distil, "--teacher_model", teacher, "--student_layers", 2, *task, *quick(out), "--layer_mapping", "uniform")
+    card = (out / "README.md").read_text()
+    assert "layer by layer under a fixed mapping" in card
+    results = json.loads((out / "eval_results.json").read_text())
+    teachers, students = rows(card)
+    assert teachers["model"] == "teacher (with a relu before its classifier)"
+    assert float(students["accuracy"]) == round(results["own_head_eval_accuracy"], 4)
 
 
 def test_only_a_card_of_ours_is_replaced(pretrained, glue_dir, tmp_path, capsys):

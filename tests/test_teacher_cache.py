@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    MobileBertConfig,
+    MobileBertForSequenceClassification,
+)
 
 from bert_emd import teacher_cache
 from bert_emd.attention_scores import expose_attention_factors
@@ -97,7 +101,7 @@ def test_another_run_finds_what_is_on_disk_and_only_what_is_whole(model, tmp_pat
     for name in ("tokens", "logits", "checksums"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
         again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
-        assert not again.knows(torch.tensor([3])) or name == "checksums"
+        assert not again.knows(torch.tensor([3]))
         again.keep(everything, inputs["attention_mask"], direct)
         assert TeacherCache(layout, LENGTHS, "float32", tmp_path).knows(everything)
 
@@ -135,8 +139,9 @@ def test_the_student_is_that_of_the_uncached_run(place, teacher, glue_dir, tmp_p
         for ours, theirs in zip(with_cache[0], history, strict=True):
             for name, value in theirs.items():
                 assert ours[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
-        for name, value in flows.items():
-            np.testing.assert_allclose(with_cache[1][name], value, atol=10 * tolerance)
+        if dtype == "float32":  # a flow is a vertex: a rounded cost can move it far
+            for name, value in flows.items():
+                np.testing.assert_allclose(with_cache[1][name], value, atol=tolerance)
         assert not (out / "teacher_cache").exists()
         printed = capsys.readouterr().out
         assert "teacher cache: 0.00 GB in" in printed and dtype in printed
@@ -167,8 +172,62 @@ def test_auto_keeps_what_is_read_twice_and_fits(teacher, glue_dir, tmp_path, ask
     arguments = ["--task_name", "RTE", "--data_dir", glue_dir, "--student_layers", 2, "--teacher_cache", "disk"]
     arguments += ["--teacher_model", teacher, "--output_dir", tmp_path / "g", "--max_seq_length", 32]
     assert "need 0.0 GB, and 0.0 GB are free" in exits_with_2(main, *arguments)
-    for more in (["--teacher_mode", "train"], ["--count_padding", "--pad_to_max_length"]):
-        assert "--teacher_cache disk: the teacher's answers change" in exits_with_2(main, *arguments, *more)
+    for more, reason in (
+        (["--teacher_mode", "train"], "the teacher's answers change from epoch to epoch"),
+        (["--count_padding", "--pad_to_max_length"], "nothing is kept for padding"),
+    ):
+        assert f"--teacher_cache disk: {reason}" in exits_with_2(main, *arguments, *more)
+
+
+def test_a_cache_that_does_not_fit_costs_no_earlier_run(teacher, glue_dir, tmp_path, monkeypatch, exits_with_2):
+    out = tmp_path / "out"
+    distil(teacher, glue_dir, out)
+    before = (out / "model.safetensors").read_bytes()
+    monkeypatch.setattr(teacher_cache, "_free_memory", lambda device: 1000)
+    arguments = ["--task_name", "RTE", "--data_dir", glue_dir, "--student_layers", 2, "--teacher_cache", "memory"]
+    arguments += ["--teacher_model", teacher, "--output_dir", out, "--overwrite_output_dir", "--max_seq_length", 32]
+    assert "are free; use another place" in exits_with_2(main, *arguments)
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_the_user_s_stays_and_counts_as_room(teacher, glue_dir, tmp_path, asked, monkeypatch):
+    out = tmp_path / "out"
+    kept = out / "teacher_cache"
+    distil(teacher, glue_dir, out, "--teacher_cache_dir", kept, "--teacher_cache", "disk")
+    assert len(asked) == 3 and len(list(kept.iterdir())) == 1
+    monkeypatch.setattr(teacher_cache, "_free_disk", lambda folder: 1000)
+    distil(teacher, glue_dir, tmp_path / "second", "--teacher_cache_dir", kept, "--teacher_cache", "disk")
+    assert len(asked) == 3
+
+
+def test_what_is_kept_stays(model):
+    cache = TeacherCache(Layout.of(model, ALL), LENGTHS)
+    first, both = batch([1]), batch([1, 2])
+    cache.keep(torch.tensor([1]), first["attention_mask"], ask(model, ALL, first))
+    before = cache.answers(torch.tensor([1]), first["attention_mask"])
+    changed = ask(model, ALL, both)
+    changed.logits.add_(1)
+    cache.keep(torch.tensor([1, 2]), both["attention_mask"], changed)
+    after = cache.answers(torch.tensor([1, 2]), both["attention_mask"])
+    torch.testing.assert_close(after.logits[:1], before.logits, rtol=0, atol=0)
+    torch.testing.assert_close(after.logits[1:], changed.logits[1:])
+
+
+def test_widths_are_the_model_s_own(tmp_path):
+    """A model whose attention is narrower than its hidden states."""
+    config = MobileBertConfig(
+        vocab_size=50, hidden_size=24, embedding_size=16, true_hidden_size=12, intra_bottleneck_size=12,
+        num_hidden_layers=2, num_attention_heads=3, intermediate_size=24,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    mobile = MobileBertForSequenceClassification(config).eval()
+    expose_attention_factors(mobile, "--teacher_model")
+    inputs = batch([2, 0])
+    direct = ask(mobile, ALL, inputs)
+    cache = TeacherCache(Layout.of(mobile, ALL), LENGTHS, "float32")
+    cache.keep(torch.tensor([2, 0]), inputs["attention_mask"], direct)
+    kept = cache.answers(torch.tensor([2, 0]), inputs["attention_mask"])
+    assert_same(kept, direct, inputs["attention_mask"], rtol=0, atol=0)
 
 
 def test_the_key_names_teacher_and_data(model, teacher):
