@@ -9,6 +9,7 @@ ours; both take turns, after a pass that is not timed, and medians count. Peak m
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import platform
@@ -98,6 +99,8 @@ class ResidentMemory:
     """The most resident memory of this process while the block runs, beyond that before it; `added` bytes."""
 
     def __enter__(self):
+        if platform.libc_ver()[0] == "glibc":  # memory that was freed but not given back would hide what is taken now
+            ctypes.CDLL(None).malloc_trim(0)
         self._done, self._before = threading.Event(), self._now()
         self._most = self._before
         self._thread = threading.Thread(target=self._watch)

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 # Elements of one layer that are compared at a time: on a CPU the pieces of all layers stay in its cache, a GPU is kept
 # busy.
 _BLOCK, _GPU_BLOCK = 1 << 15, 1 << 20
-# Attention distances: from this length on the products of factors are faster than the scores (benchmarks/RESULTS.md).
+# Attention distances: from this length on the products of factors are faster than the scores. With benchmarks/bench.py
+# --only lengths on 2 CPU cores, direct and factored took 198 and 256 ms at length 128, 584 and 343 ms at 256.
 _FACTORED_FROM = 192
 # A distance below this share of the norms it is the difference of would have lost too many digits.
 _CANCELLED = 1e-3
