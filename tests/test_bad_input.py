@@ -648,7 +648,7 @@ FULL_DISKS = {
     "a checkpoint's optimizer": FullDisk(
         "distil", "transformers.Trainer._save_optimizer_and_scheduler", "{w}/out/checkpoint-1", 20_000
     ),
-    "a checkpoint's flows": FullDisk("distil", "bert_emd.history.LayerHistory.save", "{w}/out/checkpoint-1"),
+    "a checkpoint's flows": FullDisk("distil", "bert_emd.history.LayerHistory.save", "{w}/out/checkpoint-1/flows.npz"),
     "a checkpoint's state": FullDisk(
         "distil", "transformers.trainer_callback.TrainerState.save_to_json", "{w}/out/checkpoint-1"
     ),
