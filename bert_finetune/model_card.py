@@ -52,8 +52,8 @@ def write_model_card(
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]
     text += ["## Use", "", "```python", "from transformers import pipeline", ""]
     text.append(f'classify = pipeline("text-classification", model="{folder}")')
-    pair = '{"text": "...", "text_pair": "..."}'
-    text += [f"classify({pair if len(task.columns) > 1 else chr(34) * 2})", "```", ""]
+    example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
+    text += [f"classify({example})", "```", ""]
     text += ["## How it was made", "", "```", run["command"], "```", "", f"Seed {run['seed']}; in `{run['folder']}`."]
     text += [
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".",
