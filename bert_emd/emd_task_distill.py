@@ -201,18 +201,17 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
 
 def cacheable(distillation: DistillationArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the teacher's answers can be kept. Raises InputError where that was asked for and cannot be."""
-    choice = distillation.teacher_cache
+    choice, in_training = distillation.teacher_cache, distillation.teacher_mode == "train"
     reasons = {
-        "the teacher's answers change from epoch to epoch with --teacher_mode train": distillation.teacher_mode
-        == "train",
+        "the teacher's answers change from epoch to epoch with --teacher_mode train": in_training,
         "nothing is kept for padding, which --count_padding counts": distillation.count_padding,
         "the teacher's answers depend on padding where that is on the left": tokenizer.padding_side != "right",
-        "every process sees other examples in every epoch; use disk": args.world_size > 1 and choice == "memory",
+        "every process sees other examples in every epoch; use disk": args.world_size > 1 and choice != "disk",
     }
     for reason, applies in reasons.items():
-        if applies and choice not in ("auto", "none"):
+        if applies and choice in ("memory", "disk"):
             raise InputError(f"--teacher_cache {choice}: {reason}")
-    return not any(reasons.values()) and not (args.world_size > 1 and choice == "auto")
+    return not any(reasons.values())
 
 
 @reports_input_errors
@@ -268,7 +267,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         )
     checkpoint = start_output_dir(args)
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
-    train = datasets.train
+    train, cache = datasets.train, None
     if plan is not None:
         with args.main_process_first():
             cache = plan.open()
@@ -288,7 +287,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         optimizer=distillation.optimizer,
         teacher_metrics=teacher_metrics,
         relu_heads=relus,
-        teacher_cache=cache if plan is not None else None,
+        teacher_cache=cache,
         data_collator=collator,
     )
     write_run_description(args, distillation, task_args)

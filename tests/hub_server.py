@@ -2,12 +2,12 @@
 
 import json
 import re
-import threading
 import time
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from loopback import Loopback, QuietHandler
 
 TOKEN = "hf_the-token-that-may-read-private-models"
 
@@ -37,7 +37,7 @@ class HubModel:
 
 
 @dataclass
-class HubServer:
+class HubServer(Loopback):
     """Serves `models` by name while it is entered; `requests` are (method, path) in the order in which they came.
 
     As on the hub, weights lie on another host name (`/cdn/...`, which must not be sent a token), small files come from
@@ -49,10 +49,10 @@ class HubServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     tokens_to_cdn: int = 0
 
-    def __enter__(self):
+    def handler(self) -> type[QuietHandler]:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self):
                 hub.requests.append((self.command, self.path))
                 path = self.path.split("?")[0]
@@ -116,19 +116,7 @@ class HubServer:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        return self
-
-    def __exit__(self, *exception):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        return Handler
 
 
 def is_large(file: str) -> bool:

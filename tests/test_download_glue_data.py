@@ -5,15 +5,14 @@ import io
 import os
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from loopback import Loopback, QuietHandler
 from mishaps import full_disk
 
 import download_glue_data as glue
@@ -27,7 +26,7 @@ HUB = "/datasets/nyu-mll/glue/resolve/main"
 
 
 @dataclass
-class Server:
+class Server(Loopback):
     """An HTTP server of `files`; each GET uses up one of `faults`, a status or the number of bytes to cut after."""
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -35,10 +34,10 @@ class Server:
     resumes: bool = True
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range header
 
-    def __enter__(self):
+    def handler(self) -> type[QuietHandler]:
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self):
                 server.requests.append((self.path, self.headers.get("Range")))
                 self.answer(server.faults.pop(0) if server.faults else None)
@@ -63,19 +62,7 @@ class Server:
                 if self.command == "GET":
                     self.wfile.write(body[start:] if fault is None else body[start : start + fault["cut"]])
 
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        return self
-
-    def __exit__(self, *exception):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        return Handler
 
 
 @dataclass
