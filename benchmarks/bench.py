@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import looped
 
-from bert_emd.attention_scores import expose_attention_factors
-from bert_emd.layer_distance import pairwise_attention_mse
+from bert_emd.attention_scores import expose_attention
+from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 from bert_emd.layer_transport import SOLVERS, LayerTransport, solve_transport
 from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
 from bert_emd.student import Student, layer_outputs
@@ -49,6 +50,7 @@ VOCABULARY = 30522
 BATCH, LENGTH = 32, 128
 READ, PRODUCT = 1 << 27, 4096  # elements to read, and rows of a square matrix, for the machine's limits
 TASKS = ("MRPC", "CoLA", "RTE")
+KERNELS = {"cpu": ("eager", "compiled"), "cuda": ("eager", "triton")}
 LENGTHS, BATCHES = (32, 64, 128, 256, 512), (8, 16, 32, 64, 128, 256)
 
 
@@ -127,43 +129,46 @@ def _processor() -> str:
 
 
 def layer_inputs(machine: Machine, student_layers: int, batch: int, length: int):
-    """Random layers of both models: hidden states (projected), and factors of attention scores; the student's first."""
+    """Random layers of both models: hidden states (projected) and attention scores; the student's first."""
     sides = []
     heads, width = TEACHER["num_attention_heads"], TEACHER["hidden_size"]
     for model in (STUDENTS[student_layers], TEACHER):
-        layers, size = model["num_hidden_layers"], model["hidden_size"] // heads
-        make = [torch.randn(batch, length, width, device=machine.device) for _ in range(layers + 1)]
-        factors = [
-            torch.randn(2, batch, heads, length, size, device=machine.device) * size**-0.25 for _ in range(layers)
-        ]
-        sides.append(LayerOutputs(None, make, factors))
-    for layer in (*sides[0].hidden_states, *sides[0].attention_factors):
+        layers = model["num_hidden_layers"]
+        states = [torch.randn(batch, length, width, device=machine.device) for _ in range(layers + 1)]
+        scores = [torch.randn(batch, heads, length, length, device=machine.device) for _ in range(layers)]
+        sides.append(LayerOutputs(None, states, scores))
+    for layer in (*sides[0].hidden_states, *sides[0].attention):
         layer.requires_grad_()
     return sides
 
 
 def layer_losses(machine: Machine, student_layers: int, batch: int, length: int) -> dict[str, Callable]:
-    """Layer losses of one step, forward and backward: ours from factors, the looped way from ready score matrices."""
+    """Layer losses of one step, forward and backward, of the same layers; ours with each kernel of this device."""
     student, teacher = layer_inputs(machine, student_layers, batch, length)
-    objective = Objective(
-        LayerTransport(student_layers, TEACHER["num_hidden_layers"], solver="pot"),
-        LayerCosts(length),
-        1.0,
-        use_prediction=False,
-    )
     mask = torch.ones(batch, length, dtype=torch.long, device=machine.device)
-    scores = [[(x[0] @ x[1].mT).detach() for x in side.attention_factors] for side in (student, teacher)]
-    for layer in scores[0]:
-        layer.requires_grad_()
     transport = looped.LoopedTransport(student_layers, TEACHER["num_hidden_layers"])
 
-    def ours():
-        objective(student, teacher, mask, None)[0].backward()
-
     def theirs():
-        sum(transport(*scores, student.hidden_states, teacher.hidden_states)).backward()
+        sum(transport(student.attention, teacher.attention, student.hidden_states, teacher.hidden_states)).backward()
+        forget((*student.hidden_states, *student.attention))
 
-    return {"ours": ours, "looped": theirs}
+    works = {"looped": theirs}
+    for kernel in KERNELS[machine.device.type]:
+        mapping = LayerTransport(student_layers, TEACHER["num_hidden_layers"], solver="pot")
+        objective = Objective(mapping, LayerCosts(length, kernel=kernel), 1.0, use_prediction=False)
+
+        def ours(objective=objective):
+            objective(student, teacher, mask, None)[0].backward()
+            forget((*student.hidden_states, *student.attention))
+
+        works[kernel] = ours
+    return works
+
+
+def forget(layers) -> None:
+    """Drop gradients, as an optimizer's zero_grad does."""
+    for layer in layers:
+        layer.grad = None
 
 
 def table_losses(machine: Machine, options: argparse.Namespace) -> list[dict]:
@@ -192,20 +197,29 @@ def table_batches(machine: Machine, options: argparse.Namespace) -> list[dict]:
 
 
 def table_lengths(machine: Machine, options: argparse.Namespace) -> list[dict]:
-    """(e) Attention distances alone, forward and backward, by length; 12 x 4 layers, batch 8."""
-    rows = []
+    """(e) Attention distances by length, forward and backward; 12 x 4 layers, batch 8.
+
+    Ours of ready scores, whose own size is given too, and both forms of ours of their factors, queries and keys.
+    """
+    rows, heads = [], TEACHER["num_attention_heads"]
     for length in LENGTHS:
-        student, teacher = layer_inputs(machine, 4, 8, length)
-        scores = [[(x[0] @ x[1].mT).detach() for x in side.attention_factors] for side in (student, teacher)]
-        for layer in scores[0]:
+        sides = [
+            [
+                torch.randn(2, 8, heads, length, model["hidden_size"] // heads, device=machine.device)
+                for _ in range(model["num_hidden_layers"])
+            ]
+            for model in (STUDENTS[4], TEACHER)
+        ]
+        scores = [[(layer[0] @ layer[1].mT).requires_grad_(side is sides[0]) for layer in side] for side in sides]
+        for layer in sides[0]:
             layer.requires_grad_()
         flow = torch.zeros(4, TEACHER["num_hidden_layers"], device=machine.device)
         for j in range(TEACHER["num_hidden_layers"]):
             flow[j // 3, j] = 1 / TEACHER["num_hidden_layers"]
 
-        def ours(form, student=student, teacher=teacher, flow=flow):
-            distance = pairwise_attention_mse(student.attention_factors, teacher.attention_factors, form=form)
-            (flow * distance).sum().backward()
+        def ours(compare, student, teacher, flow=flow):
+            (flow * compare(student, teacher)).sum().backward()
+            forget(student)
 
         def theirs(scores=scores, flow=flow):
             pairs = [
@@ -216,12 +230,18 @@ def table_lengths(machine: Machine, options: argparse.Namespace) -> list[dict]:
                 for t in scores[1]
             ]
             (flow.flatten() * torch.stack(pairs)).sum().backward()
+            forget(scores[0])
 
-        works = {"direct": lambda f=ours: f("direct"), "factored": lambda f=ours: f("factored"), "looped": theirs}
+        works = {
+            "scores": lambda scores=scores: ours(pairwise_mse, *scores),
+            "direct": lambda sides=sides: ours(partial(pairwise_attention_mse, form="direct"), *sides),
+            "factored": lambda sides=sides: ours(partial(pairwise_attention_mse, form="factored"), *sides),
+            "looped": theirs,
+        }
         seconds = machine.seconds(works, repeats=3)
         memory = {name: machine.peak(work) for name, work in works.items()}
         rows.append(
-            {"length": length}
+            {"length": length, "scores themselves (MB)": sum(x.numel() * 4 for side in scores for x in side) / 1e6}
             | {f"{name} (ms)": 1000 * value for name, value in seconds.items()}
             | {f"{name} (MB)": value for name, value in memory.items()}
         )
@@ -246,15 +266,17 @@ def tokens(machine: Machine, lengths: list[int], padded_to: int) -> dict[str, to
 
 
 class OurStep:
-    """A training step as the project's trainer does it."""
+    """A training step as the project's trainer does it; `kernel`: of `pairwise_mse`."""
 
-    def __init__(self, machine: Machine, student, teacher, bf16: bool):
+    def __init__(self, machine: Machine, student, teacher, bf16: bool, kernel: str | None = None):
         for model in (student, teacher):
-            expose_attention_factors(model, "--teacher_model")
+            expose_attention(model, "--teacher_model", LENGTH)
         self.student = Student(student, TEACHER["hidden_size"]).to(machine.device).train()
         self.teacher, self.device, self.bf16 = teacher, machine.device.type, bf16
         self.objective = Objective(
-            LayerTransport(4, TEACHER["num_hidden_layers"], solver="pot"), LayerCosts(LENGTH), beta=0.01
+            LayerTransport(4, TEACHER["num_hidden_layers"], solver="pot"),
+            LayerCosts(LENGTH, kernel=kernel),
+            beta=0.01,
         )
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5)
 
@@ -288,12 +310,17 @@ def table_step(machine: Machine, options: argparse.Namespace) -> list[dict]:
     """(b) One training step at the paper's shape: batch 32, every example 128 tokens long, no padding to skip."""
     inputs = tokens(machine, [LENGTH] * BATCH, LENGTH)
     theirs = LoopedStep(machine, *models(machine))
-    steps = {name: OurStep(machine, *models(machine), bf16) for name, bf16 in (("float32", False), ("bf16", True))}
-    answers = {name: step.ask_teacher(inputs) for name, step in steps.items()}
+    kernels = KERNELS[machine.device.type]
     works = {"looped": lambda: theirs(inputs)}
-    for name, step in steps.items():
+    for name, bf16, kernel in (
+        ("float32", False, kernels[0]),
+        ("bf16", True, kernels[0]),
+        (f"bf16, {kernels[1]}", True, kernels[1]),
+    ):
+        step = OurStep(machine, *models(machine), bf16, kernel)
         works[name] = lambda step=step: step(inputs)
-        works[f"{name}, teacher's answers cached"] = lambda step=step, kept=answers[name]: step(inputs, kept)
+        kept = step.ask_teacher(inputs)
+        works[f"{name}, teacher cached"] = lambda step=step, kept=kept: step(inputs, kept)
     seconds = machine.seconds(works, repeats=3)
     memory = {name: machine.peak(work) for name, work in works.items()}
     return [
@@ -328,7 +355,7 @@ def table_epochs(machine: Machine, options: argparse.Namespace, sampled: int = 6
             numbers, mask = torch.arange(k * BATCH, k * BATCH + len(batch)), inputs["attention_mask"]
 
             def fresh(inputs=inputs, numbers=numbers, mask=mask, cache=cache):
-                cache.keep(numbers, mask, step.ask_teacher(inputs))
+                cache.keep(numbers, step.ask_teacher(inputs))
                 step(inputs, cache.answers(numbers, mask))
 
             def cached(inputs=inputs, numbers=numbers, mask=mask, cache=cache):
@@ -386,18 +413,21 @@ def table_limits(machine: Machine, options: argparse.Namespace) -> list[dict]:
     halves = square.bfloat16()
     works = {"read": lambda: big.sum(), "float32": lambda: square @ square, "bf16": lambda: halves @ halves}
     seconds = machine.seconds(works)
-    losses = machine.seconds({"ours": layer_losses(machine, 4, BATCH, LENGTH)["ours"]})["ours"]
+    losses = layer_losses(machine, 4, BATCH, LENGTH)
+    losses = machine.seconds({kernel: losses[kernel] for kernel in KERNELS[machine.device.type]})
     # Read once forward and once backward, and the gradients written.
     student, teacher = layer_inputs(machine, 4, BATCH, LENGTH)
-    moved = [sum(x.numel() * 4 for x in (*side.hidden_states, *side.attention_factors)) for side in (student, teacher)]
+    sizes = [sum(x.numel() * 4 for x in (*side.hidden_states, *side.attention)) for side in (student, teacher)]
+    moved = 3 * sizes[0] + 2 * sizes[1]
     bandwidth = 4 * big.numel() / seconds["read"]
-    reached = (3 * moved[0] + 2 * moved[1]) / losses
     return [
         {"what": "memory read (GB/s)", "measured": bandwidth / 1e9},
         {"what": "float32 products (TFLOP/s)", "measured": 2 * PRODUCT**3 / seconds["float32"] / 1e12},
         {"what": "bfloat16 products (TFLOP/s)", "measured": 2 * PRODUCT**3 / seconds["bf16"] / 1e12},
-        {"what": "layer losses (GB/s of hidden states and factors)", "measured": reached / 1e9},
-        {"what": "their share of the memory's", "measured": reached / bandwidth},
+        *(
+            {"what": f"layer losses, {kernel}: share of the memory's", "measured": moved / seconds / bandwidth}
+            for kernel, seconds in losses.items()
+        ),
     ]
 
 
@@ -414,7 +444,8 @@ TABLES = {
 
 def _compared(seconds: dict[str, float]) -> dict:
     row = {f"{name} (ms)": 1000 * value for name, value in seconds.items()}
-    return row | {"ratio": seconds["looped"] / seconds["ours"] if "looped" in seconds else None}
+    slow = seconds.get("looped")
+    return row | {f"ratio, {name}": slow and slow / value for name, value in seconds.items() if name != "looped"}
 
 
 def _memories(memory: dict[str, float]) -> dict:

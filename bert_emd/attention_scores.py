@@ -1,18 +1,47 @@
-"""Queries and keys, whose products are the pre-softmax attention scores, out of a transformers model.
+"""Pre-softmax attention scores, or the queries and keys whose products they are, out of a transformers model.
 
-One registered attention function serves every architecture that uses transformers' attention interface, and the models
-run their fused attention: no score matrix is ever made here.
+Two registered attention functions serve every architecture that uses transformers' attention interface. Scores are what
+the layer losses compare most cheaply for short inputs, and the model makes them anyway. For long ones their size grows
+with the square of the length: there the models run fused attention and hand out queries and keys.
 """
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from bert_finetune.errors import InputError
 
-_NAME = "factors"
+# Inputs that may be longer than this are compared by their factors: for the layer losses factors are faster somewhere
+# between lengths 256 and 512, and take a twentieth of the memory there (benchmarks/RESULTS.md, table e).
+LONGEST_SCORES = 256
+
+
+def attention_with_scores(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    output_attentions: bool = False,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention whose second result is its scores before mask and softmax, (batch, heads, length, length).
+
+    Shapes: `query`, `key`, `value` (batch, heads, length, head size); `attention_mask` additive and broadcastable to
+    the scores; the first result is (batch, length, heads, head size). `scaling` is 1/√(head size) by default. Without
+    `output_attentions` the attention is fused, and there are no scores.
+    """
+    if not output_attentions:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    scores = _scaled(query, scaling) @ key.mT
+    masked = scores if attention_mask is None else scores + attention_mask
+    probabilities = functional.dropout(functional.softmax(masked, dim=-1), dropout, module.training)
+    return (probabilities.to(value.dtype) @ value).transpose(1, 2).contiguous(), scores
 
 
 def attention_with_factors(
@@ -26,32 +55,34 @@ def attention_with_factors(
     output_attentions: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scaled-dot-product attention whose second result is the factors of its scores before mask and softmax.
+    """Fused attention whose second result is the factors of its scores, (2, batch, heads, length, head size).
 
-    Shapes: `query`, `key`, `value` (batch, heads, length, head size); `attention_mask` additive and broadcastable to
-    (batch, heads, length, length); the first result is (batch, length, heads, head size), the factors (2, batch, heads,
-    length, head size): `scaling * query` and `key`, so that the scores are factors[0] @ factors[1]ᵀ. `scaling` is
-    1/√(head size) by default. Without `output_attentions` no factors are kept.
+    The factors are `scaling * query` and `key`: the scores are factors[0] @ factors[1]ᵀ. Else as
+    `attention_with_scores`.
     """
-    factors = None
-    if output_attentions:
-        factors = torch.stack((query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key))
+    factors = torch.stack((_scaled(query, scaling), key)) if output_attentions else None
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return output, factors
 
 
-AttentionInterface.register(_NAME, attention_with_factors)
-AttentionMaskInterface.register(_NAME, eager_mask)
+def _scaled(query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    return query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
-def expose_attention_factors(model: PreTrainedModel, option: str) -> None:
-    """Make `model(..., output_attentions=True).attentions` the factors of its layers' pre-softmax scores.
+for _name, _function in (("scores", attention_with_scores), ("factors", attention_with_factors)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, eager_mask)
 
-    Raises InputError, naming `option`, for an architecture that does not use transformers' attention interface.
+
+def expose_attention(model: PreTrainedModel, option: str, max_seq_length: int) -> None:
+    """Make `model(..., output_attentions=True).attentions` its layers' pre-softmax scores, or their factors.
+
+    `max_seq_length`: of the inputs; it decides between the two. Raises InputError, naming `option`, for an architecture
+    that does not use transformers' attention interface.
     """
     if not type(model)._supports_attention_backend:
         raise InputError(
             f"{option}: {type(model).__name__} does not hand out its attention scores through transformers' attention "
             "interface; use a BERT, RoBERTa, ELECTRA or DistilBERT model"
         )
-    model.set_attn_implementation(_NAME)
+    model.set_attn_implementation("scores" if max_seq_length <= LONGEST_SCORES else "factors")

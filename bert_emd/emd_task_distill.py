@@ -20,10 +20,10 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.hf_argparser import HfArg
 
-from bert_emd.attention_scores import expose_attention_factors
+from bert_emd.attention_scores import expose_attention
 from bert_emd.layer_transport import SOLVERS, WEIGHT_UPDATES, LayerTransport
 from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
-from bert_emd.recipes import RECIPES, recipe_defaults
+from bert_emd.recipes import RECIPES, has_bf16, recipe_defaults
 from bert_emd.student import (
     PROJECTIONS,
     Student,
@@ -159,6 +159,8 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
     else:
         raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
     defaults = recipe_defaults(distillation.recipe, layers, task_args.name, distillation.pred_distill)
+    if distillation.recipe == "recommended" and not args.fp16:
+        defaults["bf16"] = has_bf16(args.use_cpu)
     parser.set_defaults(**defaults, do_train=True)
     distillation, task_args, args = parser.parse(argv)
     check_values(distillation, args)
@@ -237,14 +239,14 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
     for model in (teacher, student):
         check_length(model.config, task_args.max_seq_length)
-    objective = make_objective(
-        distillation, task_args.max_seq_length, student.config, teacher.config, task.is_regression
-    )
+    kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
+    costs = LayerCosts(task_args.max_seq_length, distillation.count_padding, kernel)
+    objective = make_objective(distillation, costs, student.config, teacher.config, task.is_regression)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     check_batch(args, datasets.train)
     if "attention" in objective.looks_at:
-        expose_attention_factors(teacher, "--teacher_model")
-        expose_attention_factors(student, "--student_model")
+        expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
+        expose_attention(student, "--student_model", task_args.max_seq_length)
     trained = Student(student, teacher.config.hidden_size, distillation.projection, stored)
     relus = [use_relu_head(model) for model in (teacher, student)] if distillation.head == "relu" else []
     collator = DataCollatorWithPadding(tokenizer)
@@ -353,7 +355,7 @@ def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, 
 
 def make_objective(
     distillation: DistillationArguments,
-    max_seq_length: int,
+    costs: LayerCosts,
     student: PreTrainedConfig,
     teacher: PreTrainedConfig,
     regression: bool,
@@ -379,7 +381,7 @@ def make_objective(
         )
     return Objective(
         mapping,
-        LayerCosts(max_seq_length, distillation.count_padding),
+        costs,
         distillation.beta,
         distillation.theta,
         distillation.alpha,

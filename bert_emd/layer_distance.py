@@ -1,29 +1,47 @@
 """All student layers against all teacher layers in one pass over the data.
 
-`pairwise_mse` compares tensors of one shape (hidden states), `pairwise_attention_mse` attention scores given by their
-factors, queries and keys: it never holds the scores of more than a few heads at a time.
+`pairwise_mse` compares tensors of one shape (hidden states, attention scores), `pairwise_attention_mse` attention
+scores given by their factors, queries and keys: it never holds the scores of more than a few heads at a time.
 """
 
-from collections.abc import Iterator
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.autograd.function import once_differentiable
 
 # Elements of one layer that are compared at a time: on a CPU the pieces of all layers stay in its cache, a GPU is kept
-# busy.
-_BLOCK, _GPU_BLOCK = 1 << 15, 1 << 20
-# Attention distances: from this length on the products of factors are faster than the scores. With benchmarks/bench.py
-# --only lengths on 2 CPU cores, direct and factored took 198 and 256 ms at length 128, 584 and 343 ms at 256.
+# busy. Scores of factors come in smaller pieces, with all that is made on the way to them.
+_BLOCK, _SCORES_BLOCK, _GPU_BLOCK = 1 << 16, 1 << 15, 1 << 20
+# Attention distances of factors: from this length on their products are faster than making the scores
+# (benchmarks/RESULTS.md, table e).
 _FACTORED_FROM = 192
 # A distance below this share of the norms it is the difference of would have lost too many digits.
 _CANCELLED = 1e-3
 
+Layers = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How `pairwise_mse` computes: both functions read every layer once.
+
+    distances(student, teacher, mask): Σ mask (student[i] - teacher[j])², (M, N) float64.
+    gradients(student, teacher, mask, weights): Σ_j weights[i, j] mask (student[i] - teacher[j]) for each i.
+    """
+
+    distances: Callable[[Layers, Layers, torch.Tensor | None], torch.Tensor]
+    gradients: Callable[[Layers, Layers, torch.Tensor | None, torch.Tensor], Layers]
+
 
 def pairwise_mse(
-    student: list[torch.Tensor],
-    teacher: list[torch.Tensor],
+    student: Layers,
+    teacher: Layers,
     divisor: float | torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    kernel: str | None = None,
 ) -> torch.Tensor:
     """D[i, j] = Σ mask (student[i] - teacher[j])² / divisor over all elements, for all i and j: BERT-EMD's layer costs.
 
@@ -31,16 +49,18 @@ def pairwise_mse(
     makes D the mean squared errors. `mask`: boolean, broadcastable to a layer; elements where it is False do not
     count. Returns D (M, N), float32 (float64 for float64 inputs), differentiable in the student.
 
-    Differences are taken before squares are summed, so nearly equal layers lose no digits; sums run in float64. Every
-    input is read once forward and once backward, in pieces: neither M·N differences nor stacked layers are ever held.
-    Raises ValueError for shapes that differ.
+    `kernel`: "eager", "compiled" (torch.compile; needs a compiler, and half a minute once) or "triton" (CUDA); None is
+    triton where that can run, else eager. Differences are taken before squares are summed, so nearly equal layers lose
+    no digits; sums run in float64. Every input is read once forward and once backward, in pieces: neither M·N
+    differences nor stacked layers are ever held. Raises ValueError for shapes that differ.
     """
     shapes = {tuple(layer.shape) for layer in (*student, *teacher)}
     if len(shapes) != 1:
         raise ValueError(f"student and teacher layers must have one shape, got {sorted(shapes)}")
     if divisor is None:
         divisor = student[0].numel()
-    return _PairwiseDistance.apply(mask, len(student), *student, *teacher) / divisor
+    kernel = _kernel(kernel or _best_kernel(student[0].device))
+    return _PairwiseDistance.apply(kernel, mask, len(student), *student, *teacher) / divisor
 
 
 def pairwise_attention_mse(
@@ -72,15 +92,30 @@ def pairwise_attention_mse(
     return _PairwiseAttentionDistance.apply(form, len(student), *rows) / divisor
 
 
+def _best_kernel(device: torch.device) -> str:
+    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") else "eager"
+
+
+@functools.cache
+def _kernel(name: str) -> Kernel:
+    if name == "compiled":
+        # One compilation for all lengths and batch sizes.
+        return Kernel(*(torch.compile(part, dynamic=True) for part in (_traced_distances, _traced_gradients)))
+    if name == "triton":
+        from bert_emd.layer_distance_triton import distances, gradients
+
+        return Kernel(distances, gradients)
+    return Kernel(_eager_distances, _eager_gradients)
+
+
 class _PairwiseDistance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mask: torch.Tensor | None, student_layers: int, *layers: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, kernel: Kernel, mask: torch.Tensor | None, student_layers: int, *layers: torch.Tensor):
+        if mask is not None and mask.device.type == "cpu" and mask.all():
+            mask = None
         ctx.save_for_backward(mask, *layers)
-        ctx.student_layers = student_layers
-        total = _no_distance(layers, student_layers)
-        for block in _blocks(layers[0].shape, _block_size(layers[0])):
-            pieces = _pieces(layers, block, mask, _accuracy(layers[0]))
-            total += _squared_distances(pieces[:student_layers], pieces[student_layers:])
+        ctx.kernel, ctx.student_layers = kernel, student_layers
+        total = kernel.distances(list(layers[:student_layers]), list(layers[student_layers:]), mask)
         return total.to(_accuracy(layers[0]))
 
     @staticmethod
@@ -88,14 +123,47 @@ class _PairwiseDistance(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> tuple:
         mask, *layers = ctx.saved_tensors
         student, teacher = layers[: ctx.student_layers], layers[ctx.student_layers :]
-        pairs, weights = _pairs(grad)
-        grads = [torch.zeros_like(layer) for layer in student]
-        for block in _blocks(student[0].shape, _block_size(student[0])) if pairs else ():
-            minuends = _pieces([student[i] for i, _ in pairs], block, mask, grad.dtype)
-            difference = minuends.sub_(_pieces([teacher[j] for _, j in pairs], block, mask, grad.dtype))
-            for target, piece in zip(grads, weights @ difference, strict=True):
-                target[block] = piece.view_as(target[block])
-        return None, None, *grads, *(None for _ in teacher)
+        # dD[i, j] / d student[i] = 2 (student[i] - teacher[j])
+        return None, None, None, *ctx.kernel.gradients(student, teacher, mask, 2 * grad), *(None for _ in teacher)
+
+
+def _eager_distances(student: Layers, teacher: Layers, mask: torch.Tensor | None) -> torch.Tensor:
+    total = _no_distance((*student, *teacher), len(student))
+    for block in _blocks(student[0].shape, _block_size(student[0])):
+        _add_distances(total, *(_pieces(side, block, mask) for side in (student, teacher)))
+    return total
+
+
+def _eager_gradients(student: Layers, teacher: Layers, mask: torch.Tensor | None, weights: torch.Tensor) -> Layers:
+    grads = [torch.zeros_like(layer) for layer in student]
+    # A flow has at most M + N - 1 pairs; the others cost nothing.
+    pairs = [[(j, weight) for j, weight in enumerate(row) if weight] for row in weights.tolist()]
+    for block in _blocks(student[0].shape, _block_size(student[0])):
+        for layer, grad, partners in zip(student, grads, pairs, strict=True):
+            piece = layer[block].to(weights.dtype)
+            total = torch.zeros_like(piece)
+            for j, weight in partners:
+                total.add_(piece - teacher[j][block], alpha=weight)
+            grad[block] = total if mask is None else total * _part(mask, block, grad.dim())
+    return grads
+
+
+def _traced_distances(student: Layers, teacher: Layers, mask: torch.Tensor | None) -> torch.Tensor:
+    """Written for torch.compile, which makes one loop of it; each row is summed in float32, the rows in float64."""
+    accuracy = _accuracy(student[0])
+    student, teacher = ([layer.to(accuracy) for layer in side] for side in (student, teacher))
+    rows = [[(ours - theirs).square() for theirs in teacher] for ours in student]
+    if mask is not None:
+        rows = [[row * mask for row in side] for side in rows]
+    return torch.stack([torch.stack([row.sum(-1).double().sum() for row in side]) for side in rows])
+
+
+def _traced_gradients(student: Layers, teacher: Layers, mask: torch.Tensor | None, weights: torch.Tensor) -> Layers:
+    grads = []
+    for layer, row in zip(student, weights, strict=True):
+        total = sum(weight * (layer.to(weights.dtype) - theirs) for weight, theirs in zip(row, teacher, strict=True))
+        grads.append((total if mask is None else total * mask).to(layer.dtype))
+    return grads
 
 
 class _PairwiseAttentionDistance(torch.autograd.Function):
@@ -113,7 +181,7 @@ class _PairwiseAttentionDistance(torch.autograd.Function):
         if form == "direct":
             total = _no_distance(layers, student_layers)
             for rows in _row_blocks(layers[0]):
-                total += _squared_distances(_scores(student, rows).flatten(1), _scores(teacher, rows).flatten(1))
+                _add_distances(total, _scores(student, rows).flatten(1), _scores(teacher, rows).flatten(1))
         ctx.form = form
         return total.to(_accuracy(layers[0]))
 
@@ -142,10 +210,11 @@ def _no_distance(layers: tuple[torch.Tensor, ...], student_layers: int) -> torch
     return torch.zeros(student_layers, len(layers) - student_layers, dtype=torch.float64, device=layers[0].device)
 
 
-def _squared_distances(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Σ (student[i] - teacher[j])² of (M, elements) and (N, elements): (M, N) in float64."""
-    difference = (student[:, None] - teacher[None]).flatten(0, 1).unsqueeze(1)
-    return (difference @ difference.mT).double().view(len(student), len(teacher))
+def _add_distances(total: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """Add Σ (student[i] - teacher[j])² of (M, elements) and (N, elements) to `total` (M, N)."""
+    difference = torch.empty_like(teacher)
+    for row, piece in zip(total, student, strict=True):
+        row += torch.linalg.vector_norm(torch.sub(piece, teacher, out=difference), dim=1).double() ** 2
 
 
 def _pairs(grad: torch.Tensor) -> tuple[list[tuple[int, int]], torch.Tensor]:
@@ -160,23 +229,26 @@ def _pairs(grad: torch.Tensor) -> tuple[list[tuple[int, int]], torch.Tensor]:
     return pairs, weights
 
 
-def _pieces(
-    layers: list[torch.Tensor], block: tuple[slice, ...], mask: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
+def _pieces(layers: Layers, block: tuple[slice, ...], mask: torch.Tensor | None) -> torch.Tensor:
     """One block of all layers, (layers, elements), with zeros where the mask is False."""
-    pieces = torch.stack([layer[block] for layer in layers]).to(dtype)
+    pieces = torch.stack([layer[block] for layer in layers]).to(_accuracy(layers[0]))
     if mask is not None:
-        aligned = mask.expand(*[1] * (layers[0].dim() - mask.dim()), *mask.shape)
-        within = [part if size > 1 else slice(None) for part, size in zip(block, aligned.shape, strict=False)]
-        pieces *= aligned[tuple(within)].to(dtype)
+        pieces *= _part(mask, block, layers[0].dim())
     return pieces.flatten(1)
+
+
+def _part(mask: torch.Tensor, block: tuple[slice, ...], dims: int) -> torch.Tensor:
+    """The block of a mask that is broadcast to `dims` dimensions."""
+    aligned = mask.expand(*[1] * (dims - mask.dim()), *mask.shape)
+    return aligned[tuple(part if size > 1 else slice(None) for part, size in zip(block, aligned.shape, strict=False))]
 
 
 def _blocks(shape: torch.Size, limit: int) -> Iterator[tuple[slice, ...]]:
     """Indices that cut a tensor of `shape` into pieces of at most about `limit` elements, in storage order."""
     inner = shape[1:].numel()
     if len(shape) == 1 or inner <= limit:
-        step = max(1, limit // max(1, inner))
+        pieces = max(1, -(-shape.numel() // limit))
+        step = max(1, -(-shape[0] // pieces))
         for start in range(0, shape[0], step):
             yield (slice(start, start + step),)
         return
@@ -188,7 +260,8 @@ def _blocks(shape: torch.Size, limit: int) -> Iterator[tuple[slice, ...]]:
 def _row_blocks(layer: torch.Tensor) -> Iterator[slice]:
     """The rows of factors whose scores are made at a time."""
     _, rows, length, _ = layer.shape
-    step = max(1, _block_size(layer) // length**2)
+    block = _SCORES_BLOCK if layer.device.type == "cpu" else _GPU_BLOCK
+    step = max(1, block // length**2)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 

@@ -27,12 +27,13 @@ from bert_finetune.errors import InputError
 @dataclass(frozen=True)
 class LayerOutputs:
     """What the losses look at: `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length, width), the
-    embedding output first), `attention_factors` (layers of (2, batch, heads, length, head size): the scaled queries and
-    the keys, whose products are the pre-softmax scores). None for what was not asked for."""
+    embedding output first), `attention` (layers of pre-softmax scores (batch, heads, length, length), or of their
+    factors (2, batch, heads, length, head size): the scaled queries and the keys, whose products they are). None for
+    what was not asked for."""
 
     logits: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-    attention_factors: tuple[torch.Tensor, ...] | None = None
+    attention: tuple[torch.Tensor, ...] | None = None
 
 
 def evenly_spaced_layers(student_layers: int, teacher_layers: int) -> list[int]:
@@ -120,26 +121,32 @@ class LayerCosts:
 
     `count_padding`: the authors' arithmetic, in which padded tokens count like others (masked keys still as 0) and
     the divisor is simply the number of elements; right only with batches padded to `max_seq_length`.
+    `kernel`: of `pairwise_mse`.
     """
 
     max_seq_length: int
     count_padding: bool = False
+    kernel: str | None = None
 
     def hidden(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M projected student and N teacher hidden states, each (batch, length, width)."""
-        if self.count_padding:
-            return pairwise_mse(list(student), list(teacher))
-        real = attention_mask.bool().unsqueeze(-1)
-        return pairwise_mse(list(student), list(teacher), _mean_count(attention_mask) * student[0].shape[-1], real)
+        real, divisor = None, None
+        if not self.count_padding:
+            real = attention_mask.bool().unsqueeze(-1)
+            divisor = _mean_count(attention_mask) * student[0].shape[-1]
+        return pairwise_mse(list(student), list(teacher), divisor, real, self.kernel)
 
     def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(M, N) costs of M student and N teacher score maps, given by their factors (see `LayerOutputs`)."""
-        keys = attention_mask[:, None, :, None]
+        """(M, N) costs of M student and N teacher score maps, whole or as factors (see `LayerOutputs.attention`)."""
+        keys = attention_mask.bool()
         queries = torch.ones_like(keys) if self.count_padding else keys
-        counted = torch.stack((queries, keys))
         divisor = None
         if not self.count_padding:
-            divisor = _mean_count(attention_mask) * student[0].shape[2] * self.max_seq_length
+            divisor = _mean_count(attention_mask) * student[0].shape[-3] * self.max_seq_length
+        if student[0].dim() == 4:
+            counted = (queries[:, :, None] & keys[:, None]).unsqueeze(1)
+            return pairwise_mse(list(student), list(teacher), divisor, counted, self.kernel)
+        counted = torch.stack((queries, keys))[:, :, None, :, None]
         return pairwise_attention_mse(
             [layer * counted for layer in student], [layer * counted for layer in teacher], divisor
         )
@@ -210,7 +217,7 @@ class Objective(nn.Module):
         if self.use_attention or self.use_hidden:
             attention = hidden = None
             if self.use_attention:
-                attention = self.costs.attention(student.attention_factors, teacher.attention_factors, attention_mask)
+                attention = self.costs.attention(student.attention, teacher.attention, attention_mask)
             if self.use_hidden:
                 hidden = self.costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
             transport = self.mapping(attention=attention, hidden=hidden)

@@ -151,7 +151,7 @@ class Student(nn.Module):
         if parts is None:
             return self.model(labels=labels, **inputs)
         outputs = layer_outputs(self.model, parts, **inputs)
-        return LayerOutputs(outputs.logits, self._project(outputs.hidden_states), outputs.attention_factors)
+        return LayerOutputs(outputs.logits, self._project(outputs.hidden_states), outputs.attention)
 
     def _project(self, hidden_states: tuple[torch.Tensor | None, ...] | None) -> tuple | None:
         if hidden_states is None or not len(self.projections):
@@ -163,7 +163,7 @@ class Student(nn.Module):
 
 
 def layer_outputs(model: PreTrainedModel, parts: frozenset[str], **inputs) -> LayerOutputs:
-    """A forward pass of a model prepared with `expose_attention_factors`, with the parts (of "logits", "embedding",
+    """A forward pass of a model prepared with `expose_attention`, with the parts (of "logits", "embedding",
     "hidden", "attention") that are asked for; hidden states that are not asked for are None in their tuple."""
     outputs = model(
         **inputs,

@@ -24,15 +24,14 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Layout:
-    """What is kept of a teacher for each token and each example.
+    """What is kept of a teacher for each example.
 
-    columns: part -> where it stands in a token's row; "embedding" (width), "hidden" (layers x width), "attention"
-        (layers x 2 x heads x head size: the scaled queries and the keys).
-    shapes: part -> the shape of these values of a token.
+    shapes: part -> its shape for one example, in which 0 stands for the example's length; "embedding" (1, length,
+        width), "hidden" (layers, length, width), "attention" (layers, heads, length, length) for scores, or (layers, 2,
+        heads, length, head size) for their factors.
     classes: logits of an example, 0 where they are not looked at. layers: of the teacher.
     """
 
-    columns: dict[str, slice]
     shapes: dict[str, tuple[int, ...]]
     classes: int
     layers: int
@@ -44,23 +43,28 @@ class Layout:
         outputs = layer_outputs(teacher, parts, input_ids=torch.ones(1, 1, dtype=torch.long, device=teacher.device))
         shapes = {}
         if "embedding" in parts:
-            shapes["embedding"] = (1, outputs.hidden_states[0].shape[-1])
+            shapes["embedding"] = (1, 0, outputs.hidden_states[0].shape[-1])
         if "hidden" in parts:
-            shapes["hidden"] = (len(outputs.hidden_states) - 1, outputs.hidden_states[1].shape[-1])
+            shapes["hidden"] = (len(outputs.hidden_states) - 1, 0, outputs.hidden_states[1].shape[-1])
         if "attention" in parts:
-            _, _, heads, _, size = outputs.attention_factors[0].shape
-            shapes["attention"] = (len(outputs.attention_factors), 2, heads, size)
-        columns, end = {}, 0
-        for part, shape in shapes.items():
-            columns[part] = slice(end, end + math.prod(shape))
-            end = columns[part].stop
+            layers, first = len(outputs.attention), outputs.attention[0].shape
+            shapes["attention"] = (layers, first[1], 0, 0) if len(first) == 4 else (layers, 2, first[2], 0, first[4])
         classes = outputs.logits.shape[-1] if "logits" in parts else 0
-        return cls(columns, shapes, classes, teacher.config.num_hidden_layers)
+        return cls(shapes, classes, teacher.config.num_hidden_layers)
 
-    @property
-    def row(self) -> int:
-        """Values of a token."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+    def shape(self, part: str, length: int) -> tuple[int, ...]:
+        """Of a part of an example with `length` tokens."""
+        return tuple(size or length for size in self.shapes[part])
+
+    def size(self, length: int) -> int:
+        """Values of an example with `length` tokens, without its logits."""
+        return sum(math.prod(self.shape(part, length)) for part in self.shapes)
+
+    def split(self, values: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
+        """The parts of an example, as views of all its values (size(length),)."""
+        shapes = {part: self.shape(part, length) for part in self.shapes}
+        pieces = values.split([math.prod(shape) for shape in shapes.values()])
+        return {part: piece.view(shape) for (part, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,8 @@ class Plan:
 
     def __str__(self) -> str:
         where = f"in {self.folder}" if self.folder else f"in memory ({self.device.type})"
-        row = self.layout.row * _DTYPES[self.dtype].itemsize / 1e3
-        return (
-            f"teacher cache: {self.size / 1e9:.2f} GB {where}, {sum(self.lengths)} tokens x {row:.1f} kB, {self.dtype}"
-        )
+        each = self.size / len(self.lengths) / 1e6
+        return f"teacher cache: {self.size / 1e9:.2f} GB {where}, {len(self.lengths)} x {each:.1f} MB, {self.dtype}"
 
     def open(self) -> "TeacherCache":
         return TeacherCache(self.layout, self.lengths, self.dtype, self.folder, "cpu" if self.folder else self.device)
@@ -100,8 +102,8 @@ class TeacherCache:
 
     What `answers` returns are always the kept values, also the first time, and what is kept stays, so that every epoch
     sees the same. With each example lies a checksum: what a killed run left unfinished is computed anew. Only real
-    tokens are kept; padding comes back as zeros, which is right for costs that do not count it. Padding must not
-    change a token's answer, as it does on the left of absolute positions.
+    tokens are kept, the first of each row; padding, on the right, comes back as zeros, which is right for costs that
+    do not count it.
     """
 
     def __init__(
@@ -113,10 +115,10 @@ class TeacherCache:
         device: torch.device | str = "cpu",
     ):
         self.layout = layout
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._starts = torch.as_tensor(starts, device=device)
+        self._lengths = lengths
+        self._starts = np.concatenate([[0], np.cumsum([layout.size(length) for length in lengths])]).tolist()
         shapes = {
-            "tokens": ((int(starts[-1]), layout.row), _DTYPES[dtype]),
+            "values": ((self._starts[-1],), _DTYPES[dtype]),
             "logits": ((len(lengths), layout.classes), torch.float32),
             "checksums": ((len(lengths),), torch.int64),
         }
@@ -126,7 +128,7 @@ class TeacherCache:
             arrays = {name: _mapped(folder / name, *shape) for name, shape in shapes.items()}
         else:
             arrays = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
-        self._tokens, self._logits, self._checksums = arrays["tokens"], arrays["logits"], arrays["checksums"]
+        self._values, self._logits, self._checksums = arrays["values"], arrays["logits"], arrays["checksums"]
         self._verified = torch.zeros(len(lengths), dtype=torch.bool)
 
     def knows(self, examples: torch.Tensor) -> bool:
@@ -138,57 +140,56 @@ class TeacherCache:
             self._verified[k] = bool(self._checksums[k]) and int(self._checksums[k]) == self._checksum(k)
         return bool(self._verified[k])
 
-    def keep(self, examples: torch.Tensor, attention_mask: torch.Tensor, outputs: LayerOutputs) -> None:
+    def keep(self, examples: torch.Tensor, outputs: LayerOutputs) -> None:
         """Keep the teacher's `outputs` for those of a batch that are not known yet."""
-        new = torch.tensor([not self._knows(k) for k in examples.tolist()])
-        examples, new = examples.cpu()[new], new.to(attention_mask.device)
-        real = attention_mask[new].bool()
-        rows = self._rows(examples, real)
-        for part, column in self.layout.columns.items():
-            if part == "attention":
-                values = torch.stack(outputs.attention_factors)  # (layers, 2, batch, heads, length, head size)
-                values = values.permute(2, 4, 0, 1, 3, 5).flatten(2)
-            else:
-                states = outputs.hidden_states[:1] if part == "embedding" else outputs.hidden_states[1:]
-                values = torch.cat(states, dim=-1)
-            self._tokens[rows, column] = values[new][real].to(self._tokens)
-        if self.layout.classes:
-            self._logits[examples.to(self._logits.device)] = outputs.logits[new].to(self._logits)
-        for k in examples.tolist():
+        sources = {
+            "embedding": lambda: torch.stack(outputs.hidden_states[:1], dim=1),
+            "hidden": lambda: torch.stack(outputs.hidden_states[1:], dim=1),
+            # (batch, layers, ...), the batch before a factor's 2
+            "attention": lambda: torch.stack([layer.movedim(-4, 0) for layer in outputs.attention], dim=1),
+        }
+        batch = {part: sources[part]() for part in self.layout.shapes}
+        for row, k in enumerate(examples.tolist()):
+            if self._knows(k):
+                continue
+            for part, kept in self._parts(k).items():
+                kept.copy_(batch[part][row][tuple(slice(size) for size in kept.shape)])
+            if self.layout.classes:
+                self._logits[k] = outputs.logits[row]
             if self._on_disk:
                 self._checksums[k] = self._checksum(k)
             self._verified[k] = True
 
     def answers(self, examples: torch.Tensor, attention_mask: torch.Tensor) -> LayerOutputs:
-        """The kept answers for a batch, in the form `layer_outputs` gives them, on the batch's device, in float32."""
-        real, device = attention_mask.bool(), attention_mask.device
-        kept = self._tokens[self._rows(examples, real)].to(device).float()
-        padded = torch.zeros(*real.shape, kept.shape[1], device=device)
-        padded[real] = kept
-        parts = {
-            part: padded[..., column].unflatten(-1, self.layout.shapes[part])
-            for part, column in self.layout.columns.items()
-        }
-        states, factors, logits = None, None, None
-        if "hidden" in parts or "embedding" in parts:
-            first = parts["embedding"].unbind(2) if "embedding" in parts else (None,)
-            states = (*first, *(parts["hidden"].unbind(2) if "hidden" in parts else [None] * self.layout.layers))
-        if "attention" in parts:
-            factors = parts["attention"].permute(2, 3, 0, 4, 1, 5).unbind()
+        """The kept answers for a batch, in the form `layer_outputs` gives them, on the batch's device: layers in the
+        precision they are kept in, logits in float32."""
+        (batch, length), device = attention_mask.shape, attention_mask.device
+        padded = {}
+        for part in self.layout.shapes:
+            layers, *rest = self.layout.shape(part, length)
+            padded[part] = torch.zeros(layers, batch, *rest, dtype=self._values.dtype, device=self._values.device)
+        for row, k in enumerate(examples.tolist()):
+            for part, kept in self._parts(k).items():
+                padded[part][:, row][tuple(slice(size) for size in kept.shape)] = kept
+        padded = {part: values.to(device) for part, values in padded.items()}
+        states, attention, logits = None, None, None
+        if "hidden" in padded or "embedding" in padded:
+            first = padded["embedding"].unbind() if "embedding" in padded else (None,)
+            states = (*first, *(padded["hidden"].unbind() if "hidden" in padded else [None] * self.layout.layers))
+        if "attention" in padded:
+            attention = padded["attention"]
+            attention = (attention if attention.dim() == 5 else attention.movedim(1, 2)).unbind()
         if self.layout.classes:
             logits = self._logits[examples.to(self._logits.device)].to(device)
-        return LayerOutputs(logits, states, factors)
+        return LayerOutputs(logits, states, attention)
 
-    def _rows(self, examples: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Where the real tokens of a batch are kept, in the order of `real`'s true entries."""
-        starts = self._starts[examples.to(self._starts.device)].to(real.device)
-        return (starts[:, None] + real.cumsum(1) - 1)[real].to(self._tokens.device)
+    def _parts(self, k: int) -> dict[str, torch.Tensor]:
+        return self.layout.split(self._values[self._starts[k] : self._starts[k + 1]], self._lengths[k])
 
     def _checksum(self, k: int) -> int:
         # 1 is added so that no checksum is 0, which stands for an example that has not been kept.
-        tokens = self._tokens[self._starts[k] : self._starts[k + 1]].contiguous()
-        logits = self._logits[k].contiguous()
-        return zlib.crc32(logits.numpy().tobytes(), zlib.crc32(tokens.view(torch.uint8).numpy())) + 1
+        values = self._values[self._starts[k] : self._starts[k + 1]]
+        return zlib.crc32(self._logits[k].numpy(), zlib.crc32(values.view(torch.uint8).numpy())) + 1
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -229,7 +230,8 @@ def plan_cache(
     if choice == "auto":
         choice = "disk" if device.type == "cpu" else "memory"
     layout, lengths = Layout.of(teacher, parts), [len(ids) for ids in data["input_ids"]]
-    size = sum(lengths) * layout.row * _DTYPES[dtype].itemsize + len(lengths) * (layout.classes * 4 + 8)
+    values = sum(map(layout.size, lengths))
+    size = values * _DTYPES[dtype].itemsize + len(lengths) * (layout.classes * 4 + 8)
     place = folder / _key(teacher, data, f"{layout} {dtype} {variant}")[:16] if choice == "disk" else None
     plan = Plan(layout, lengths, dtype, place, device, size)
     free = _free_disk(folder) if place else _free_memory(device)

@@ -59,6 +59,7 @@ class DistillationTrainer(TaskTrainer):
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
         if self.teacher is not None:
             self.teacher.train(teacher_mode == "train")
+            self.compile_model(self.teacher)
 
     @property
     def classifier(self) -> PreTrainedModel:
@@ -88,7 +89,7 @@ class DistillationTrainer(TaskTrainer):
                 outputs = layer_outputs(self.teacher, self.objective.looks_at, **inputs)
             if cache is None:
                 return outputs
-            cache.keep(examples, mask, outputs)
+            cache.keep(examples, outputs)
         return cache.answers(examples, mask)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

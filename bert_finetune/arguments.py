@@ -157,6 +157,11 @@ class RunArguments(TrainingArguments):
     load_best_model_at_end: bool = HfArg(
         default=True, help="End with the checkpoint that was best on the dev set, by the task's GLUE metric."
     )
+    torch_compile: bool = HfArg(
+        default=False,
+        help="Compile what gains by it, once for all lengths: on a GPU the models, and in distillation on a CPU the "
+        "comparison of layers (the models gain nothing there). Takes a minute at the start and needs a C++ compiler.",
+    )
     use_cpu: bool = HfArg(default=False, aliases=["--no_cuda"], help="Run on the CPU even where there is a GPU.")
     resume_from_checkpoint: str | None = HfArg(
         default=None,

@@ -1,6 +1,10 @@
 """Tiny models and made-up GLUE files in the official format, shared by all tests."""
 
+import os
 from pathlib import Path
+
+# Without a GPU Triton's kernels are interpreted. Read when it is imported, which transformers does.
+os.environ["TRITON_INTERPRET"] = "0" if Path("/dev/nvidiactl").exists() else "1"
 
 import pytest
 import torch
@@ -57,6 +61,12 @@ def official_head(task: str, folder: Path) -> Path:
 def pretrained(tmp_path_factory) -> Path:
     """A tiny BERT without a classification head."""
     return save_bert(tmp_path_factory.mktemp("models") / "pretrained", None)
+
+
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch):
+    """The tests' figures are the same on every machine."""
+    monkeypatch.setattr("bert_emd.emd_task_distill.has_bf16", lambda use_cpu: False)
 
 
 @pytest.fixture(scope="session")

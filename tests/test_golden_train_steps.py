@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, default_data_collator
 
-from bert_emd.attention_scores import expose_attention_factors
+from bert_emd.attention_scores import expose_attention
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerCosts, Objective
 from bert_emd.student import Student, stored_projections, use_relu_head
@@ -58,8 +58,9 @@ def save_published(values, who: str, prefix: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize("max_seq_length", [128, 512])  # scores, and their factors
 @pytest.mark.parametrize("case", ["classification_relu_head", "classification_plain_head", "regression_plain_head"])
-def test_six_steps(case, tmp_path):
+def test_six_steps(case, max_seq_length, tmp_path):
     values = np.load(GOLDEN / f"train_steps_{case}.npz")
     task = get_task("STS-B" if "regression" in case else "MNLI")
     teacher_folder = save_published(values, "teacher", "teacher/", tmp_path / "teacher")
@@ -67,7 +68,7 @@ def test_six_steps(case, tmp_path):
     teacher = load_classifier(teacher_folder, task, "--teacher_model", fine_tuned=True)
     model = load_classifier(student_folder, task, "--student_model")
     for m in (teacher, model):
-        expose_attention_factors(m, "--teacher_model")
+        expose_attention(m, "--teacher_model", max_seq_length)
         if "relu" in case:
             use_relu_head(m)
     student = Student(model, 36, "shared", stored_projections(student_folder, 36))

@@ -17,9 +17,10 @@ def test_all_cases_are_here():
     assert len(CASES) == 28
 
 
+@pytest.mark.parametrize("form", ["scores", "factors"])
 @pytest.mark.parametrize("solver", ["pyemd", "pot"])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem.removeprefix("transport_"))
-def test_four_steps(path, solver):
+def test_four_steps(path, solver, form):
     values = np.load(path)
     _, year, shape, merge, tau, kind = path.stem.split("_")
     m, n = map(int, shape.removeprefix("M").split("N"))
@@ -37,10 +38,11 @@ def test_four_steps(path, solver):
         objective = Objective(
             transport, LayerCosts(attention_mask.shape[1], count_padding=True), beta=1.0, use_prediction=False
         )
+        attention = tuple if form == "scores" else factors
         loss, terms, _ = objective(
-            LayerOutputs(None, tuple(hidden), factors(scores)),
+            LayerOutputs(None, tuple(hidden), attention(scores)),
             LayerOutputs(
-                None, tuple(torch.tensor(get("teacher_hidden"))), factors(torch.tensor(get("teacher_scores")))
+                None, tuple(torch.tensor(get("teacher_hidden"))), attention(torch.tensor(get("teacher_scores")))
             ),
             attention_mask,
             None,

@@ -1,3 +1,9 @@
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,76 +12,136 @@ from hypothesis import strategies as st
 from bert_emd import layer_distance
 from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 
+needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not there for this system")
+# Without a GPU Triton's interpreter runs the kernel (tests/conftest.py). The compiled kernel has a test of its own.
+KERNELS = ["eager", pytest.param("triton", marks=needs_triton)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def layers(count, shape, seed, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(count)]
+    return [torch.randn(shape, generator=generator, dtype=dtype).to(DEVICE) for _ in range(count)]
 
 
 def looped(student, teacher):
     return torch.stack([torch.stack([((s.double() - t.double()) ** 2).mean() for t in teacher]) for s in student])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @given(m=st.integers(1, 5), n=st.integers(1, 7), size=st.integers(1, 300), chunk=st.integers(1, 64))
-@settings(max_examples=50)
-def test_equals_the_loop_whatever_the_pieces(m, n, size, chunk):
+@settings(max_examples=50, deadline=None)
+def test_equals_the_loop_whatever_the_pieces(kernel, m, n, size, chunk):
     student, teacher = layers(m, (size,), 1), layers(n, (size,), 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_distance, "_BLOCK", chunk)
-        distance = pairwise_mse(student, teacher)
+        distance = pairwise_mse(student, teacher, kernel=kernel)
     assert distance.dtype == torch.float32
     torch.testing.assert_close(distance.double(), looped(student, teacher), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("relative", [1e-2, 1e-4, 1e-6])
-def test_no_cancellation_between_nearly_equal_layers(relative):
+def test_no_cancellation_between_nearly_equal_layers(kernel, relative):
     teacher = [100 + layer for layer in layers(3, (4, 5000), 0)]
     student = [layer * (1 + relative) for layer in teacher[:2]]
-    assert torch.allclose(pairwise_mse(student, teacher).double(), looped(student, teacher), rtol=1e-5, atol=0)
+    distance = pairwise_mse(student, teacher, kernel=kernel)
+    assert torch.allclose(distance.double(), looped(student, teacher), rtol=1e-5, atol=0)
 
 
-def test_gradient_is_the_derivative():
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradient_is_the_derivative(kernel):
     student, teacher = layers(2, (3, 4), 1, torch.float64), layers(3, (3, 4), 2, torch.float64)
     for layer in student:
         layer.requires_grad_()
-    weights = torch.rand(2, 3, dtype=torch.float64)
+    weights = torch.rand(2, 3, dtype=torch.float64).to(DEVICE)
     weights[0, 1] = weights[1, 0] = 0  # as a flow has them
-    assert torch.autograd.gradcheck(lambda *s: (weights * pairwise_mse(list(s), teacher, 7.0)).sum(), student)
+    assert torch.autograd.gradcheck(
+        lambda *s: (weights * pairwise_mse(list(s), teacher, 7.0, kernel=kernel)).sum(), student
+    )
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @given(
     m=st.integers(1, 3),
     n=st.integers(1, 4),
-    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=5),
     block=st.integers(1, 40),
     data=st.data(),
 )
 @settings(max_examples=50, deadline=None)
-def test_mask_of_any_broadcastable_shape(m, n, shape, block, data):
+def test_mask_of_any_broadcastable_shape(kernel, m, n, shape, block, data):
     narrow = [data.draw(st.sampled_from([1, size])) for size in shape][data.draw(st.integers(0, len(shape) - 1)) :]
-    mask = torch.rand(narrow, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask = (torch.rand(narrow, generator=torch.Generator().manual_seed(0)) < 0.6).to(DEVICE)
     student = [layer.requires_grad_() for layer in layers(m, shape, 1, torch.float64)]
     teacher = layers(n, shape, 2, torch.float64)
-    weights = torch.rand(m, n, dtype=torch.float64) * (torch.rand(m, n) < 0.7)
+    weights = (torch.rand(m, n, dtype=torch.float64) * (torch.rand(m, n) < 0.7)).to(DEVICE)
     expected = torch.stack([torch.stack([(mask * (s - t) ** 2).sum() / 3 for t in teacher]) for s in student])
     expected_grads = torch.autograd.grad((weights * expected).sum(), student)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_distance, "_BLOCK", block)
-        distance = pairwise_mse(student, teacher, 3.0, mask)
+        distance = pairwise_mse(student, teacher, 3.0, mask, kernel)
         grads = torch.autograd.grad((weights * distance).sum(), student)
     torch.testing.assert_close(distance, expected)
     torch.testing.assert_close(grads, expected_grads)
 
 
-def test_layers_need_not_be_contiguous_and_may_be_low_precision():
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_layers_need_not_be_contiguous_and_may_be_low_precision(kernel):
     student = [layer.transpose(0, 1) for layer in layers(2, (6, 4), 1)]
     teacher = layers(2, (4, 6), 2)
-    torch.testing.assert_close(pairwise_mse(student, teacher).double(), looped(student, teacher), rtol=1e-6, atol=0)
+    distance = pairwise_mse(student, teacher, kernel=kernel)
+    torch.testing.assert_close(distance.double(), looped(student, teacher), rtol=1e-6, atol=0)
     halves = [layer.bfloat16().requires_grad_() for layer in student]
-    distance = pairwise_mse(halves, [layer.bfloat16() for layer in teacher])
-    assert distance.dtype == torch.float32
-    distance.sum().backward()
-    assert halves[0].grad.dtype == torch.bfloat16
+    for others in (teacher, [layer.bfloat16() for layer in teacher]):
+        distance = pairwise_mse(halves, others, kernel=kernel)
+        torch.testing.assert_close(distance.double(), looped(halves, others), rtol=1e-6, atol=0)
+        assert distance.dtype == torch.float32
+        distance.sum().backward()
+        assert halves[0].grad.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_the_compiled_kernel_is_the_eager_one_for_all_lengths():
+    graphs = []
+    for batch, length in ((5, 8), (9, 11), (7, 6)):
+        student = [layer.requires_grad_() for layer in layers(2, (batch, 4, length, length), 1)]
+        teacher = [layer.bfloat16() for layer in layers(3, (batch, 4, length, length), 2)]
+        mask = (torch.rand(batch, 1, length, length) < 0.8).to(DEVICE)
+        results = []
+        for kernel in ("eager", "compiled"):
+            distance = pairwise_mse(student, teacher, 7.0, mask, kernel)
+            loss = (torch.eye(2, 3, device=DEVICE) * distance).sum()
+            results.append((distance, *torch.autograd.grad(loss, student)))
+        torch.testing.assert_close(*results)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(set(graphs)) == 1
+
+
+@needs_triton
+def test_the_triton_kernel_compiles_for_a_gpu():
+    """Down to machine code for a Hopper GPU, without one."""
+    program = """
+import bert_emd.layer_distance_triton as kernel
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+whole = dict.fromkeys(["elements", *(f"{w}{k}" for w in ("size", "stride") for k in range(4))], "i32")
+for masked in (False, True):
+    for function in (kernel._distances, kernel._gradients):
+        constants = {"M": 4, "N": 12, "ROWS": 16, "BLOCK": 512, "MASKED": masked, "STUDENT": tl.float32,
+                     "TEACHER": tl.bfloat16, "ACCURACY": tl.float32}
+        kinds = whole | {"partial": "*fp32", "weights": "*fp32", "mask": "*i1" if masked else "*fp32"}
+        kinds |= dict.fromkeys(["student", "teacher", "grads"], "*i64") | dict.fromkeys(constants, "constexpr")
+        names = function.arg_names
+        places = {(names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(function, {name: kinds[name] for name in names}, places)
+        assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+print("compiled")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "compiled\n", done.stderr
 
 
 def test_shapes_must_agree():

@@ -51,6 +51,13 @@ class TestSolver:
             solve_transport(np.ones(1), np.ones(1), np.array([[np.nan]]), solver)
 
 
+def test_all_solvers_find_the_same_flows_in_1000_random_problems():
+    for seed in range(1000):
+        problem = random_problem(seed)
+        flows = [solve_transport(*problem, solver) for solver in SOLVER_NAMES]
+        np.testing.assert_allclose(flows[1:], flows[:1] * (len(flows) - 1), atol=1e-9, err_msg=f"problem {seed}")
+
+
 def costs(m, n, seed=0, requires_grad=False):
     return torch.rand(m, n, generator=torch.Generator().manual_seed(seed)).requires_grad_(requires_grad)
 

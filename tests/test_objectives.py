@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 HEADS, LENGTH, WIDTH, M, N = 2, 5, 6, 2, 3
 
 
-def outputs(layers, seed, length=LENGTH, requires_grad=False):
+def outputs(layers, seed, length=LENGTH, requires_grad=False, form="scores"):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -30,12 +30,15 @@ def outputs(layers, seed, length=LENGTH, requires_grad=False):
     return LayerOutputs(
         draw(3, 2),
         tuple(draw(3, length, WIDTH) for _ in range(layers + 1)),
-        tuple(draw(2, 3, HEADS, length, WIDTH // HEADS) for _ in range(layers)),
+        tuple(
+            draw(3, HEADS, length, length) if form == "scores" else draw(2, 3, HEADS, length, WIDTH // HEADS)
+            for _ in range(layers)
+        ),
     )
 
 
-def scores(factors):
-    return factors[0] @ factors[1].mT
+def scores(attention):
+    return attention if attention.dim() == 4 else attention[0] @ attention[1].mT
 
 
 def mask(*lengths, length=LENGTH):
@@ -68,28 +71,30 @@ def test_fixed_mapping_is_the_mean_of_its_pairs():
     assert result.hidden_loss is None and result.hidden_flow is None
 
 
-def test_costs_look_at_real_tokens_only():
-    student, teacher, attention_mask = outputs(M, 1), outputs(N, 2), mask(5, 3, 1)
+@pytest.mark.parametrize("form", ["scores", "factors"])
+def test_costs_look_at_real_tokens_only(form):
+    student, teacher, attention_mask = outputs(M, 1, form=form), outputs(N, 2, form=form), mask(5, 3, 1)
     costs = LayerCosts(max_seq_length=16)
     hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
-    attention = costs.attention(student.attention_factors, teacher.attention_factors, attention_mask)
+    attention = costs.attention(student.attention, teacher.attention, attention_mask)
     real = attention_mask.bool()
     for i in range(M):
         for j in range(N):
             difference = student.hidden_states[1 + i] - teacher.hidden_states[1 + j]
             assert hidden[i, j].item() == pytest.approx((difference[real] ** 2).mean().item(), rel=1e-5)
             # per real query: the sum over real keys / 16; then the mean over real queries and heads
-            difference = scores(student.attention_factors[i]) - scores(teacher.attention_factors[j])
+            difference = scores(student.attention[i]) - scores(teacher.attention[j])
             squares = difference**2 * real[:, None, None, :]
             per_query = squares.sum(-1).transpose(1, 2)[real] / 16
             assert attention[i, j].item() == pytest.approx(per_query.mean().item(), rel=1e-5)
 
 
-def test_costs_do_not_depend_on_the_amount_of_padding():
+@pytest.mark.parametrize("form", ["scores", "factors"])
+def test_costs_do_not_depend_on_the_amount_of_padding(form):
     costs = LayerCosts(max_seq_length=16)
     attention_mask = mask(5, 3, 1)
-    short = outputs(M, 1), outputs(N, 2)
-    pad = {"hidden_states": (0, 0, 0, 4), "attention_factors": (0, 0, 0, 4)}
+    short = outputs(M, 1, form=form), outputs(N, 2, form=form)
+    pad = {"hidden_states": (0, 0, 0, 4), "attention": (0, 4 if form == "scores" else 0, 0, 4)}
     long = [
         LayerOutputs(
             o.logits,
@@ -97,21 +102,22 @@ def test_costs_do_not_depend_on_the_amount_of_padding():
         )
         for o in short
     ]
-    for name, part in (("hidden", "hidden_states"), ("attention", "attention_factors")):
+    for name, part in (("hidden", "hidden_states"), ("attention", "attention")):
         few = getattr(costs, name)(*(getattr(o, part) for o in short), attention_mask)
         many = getattr(costs, name)(*(getattr(o, part) for o in long), functional.pad(attention_mask, (0, 4)))
         torch.testing.assert_close(few, many)
 
 
-def test_counted_padding_is_the_plain_mean_with_masked_keys_as_zero():
-    student, teacher, attention_mask = outputs(M, 1), outputs(N, 2), mask(5, 3, 1)
+@pytest.mark.parametrize("form", ["scores", "factors"])
+def test_counted_padding_is_the_plain_mean_with_masked_keys_as_zero(form):
+    student, teacher, attention_mask = outputs(M, 1, form=form), outputs(N, 2, form=form), mask(5, 3, 1)
     costs = LayerCosts(max_seq_length=LENGTH, count_padding=True)
     hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
     expected = functional.mse_loss(student.hidden_states[1], teacher.hidden_states[2])
     assert hidden[0, 1].item() == pytest.approx(expected.item(), rel=1e-6)
     keys = attention_mask[:, None, None, :].bool()
-    a, b = (scores(o.attention_factors[0]).masked_fill(~keys, 0) for o in (student, teacher))
-    attention = costs.attention(student.attention_factors, teacher.attention_factors, attention_mask)
+    a, b = (scores(o.attention[0]).masked_fill(~keys, 0) for o in (student, teacher))
+    attention = costs.attention(student.attention, teacher.attention, attention_mask)
     assert attention[0, 0].item() == pytest.approx(functional.mse_loss(a, b).item(), rel=1e-6)
 
 
@@ -162,7 +168,7 @@ def test_each_term_can_be_left_out(off):
         "use_prediction": "soft",
     }
     assert set(terms) == {f"{name}_loss" for name in gone.values() if name != gone[off]}
-    assert (student.attention_factors[0].grad is None) == (off == "use_attention")
+    assert (student.attention[0].grad is None) == (off == "use_attention")
 
 
 def test_labels_alone_need_no_teacher():

@@ -23,7 +23,7 @@ def batch():
         return LayerOutputs(
             torch.randn(BATCH, 2, generator=generator),
             tuple(torch.randn(BATCH, LENGTH, WIDTH, generator=generator) for _ in range(layers + 1)),
-            tuple(torch.randn(2, BATCH, HEADS, LENGTH, 3, generator=generator) for _ in range(layers)),
+            tuple(torch.randn(BATCH, HEADS, LENGTH, LENGTH, generator=generator) for _ in range(layers)),
         )
 
     # Lengths that differ between the halves: a mean of the halves' means would not be the mean.
@@ -34,9 +34,7 @@ def batch():
 def steps(rows: slice) -> tuple[list[float], list, dict]:
     student, teacher, mask = batch()
     parts = [
-        LayerOutputs(
-            o.logits[rows], tuple(x[rows] for x in o.hidden_states), tuple(x[:, rows] for x in o.attention_factors)
-        )
+        LayerOutputs(o.logits[rows], *(tuple(x[rows] for x in part) for part in (o.hidden_states, o.attention)))
         for o in (student, teacher)
     ]
     objective = Objective(LayerTransport(M, N), LayerCosts(8), beta=0.1)

@@ -10,7 +10,7 @@ from transformers import (
     ElectraForSequenceClassification,
 )
 
-from bert_emd.attention_scores import expose_attention_factors
+from bert_emd.attention_scores import expose_attention
 from bert_emd.student import (
     StoredProjections,
     Student,
@@ -71,7 +71,7 @@ def test_student_is_the_teacher_s_own_layers(teacher):
 )
 def test_projections(projection, width, maps):
     model = bert(2)
-    expose_attention_factors(model, "--student_model")
+    expose_attention(model, "--student_model", 128)
     student = Student(model, width, projection)
     assert len(student.projections) == maps
     outputs = student(input_ids=IDS, parts=frozenset({"logits", "embedding", "hidden", "attention"}))
@@ -79,16 +79,16 @@ def test_projections(projection, width, maps):
     for k, (projected, state) in enumerate(zip(outputs.hidden_states, own, strict=True)):
         linear = student.projections[0 if projection == "shared" else k] if maps else torch.nn.Identity()
         torch.testing.assert_close(projected, linear(state))
-    assert len(outputs.attention_factors) == 2
+    assert len(outputs.attention) == 2
     torch.testing.assert_close(student(input_ids=IDS).logits, outputs.logits)
 
 
 def test_only_what_is_asked_for_is_returned():
     model = bert(2)
-    expose_attention_factors(model, "--student_model")
+    expose_attention(model, "--student_model", 128)
     student = Student(model, 36)
     hidden = student(input_ids=IDS, parts=frozenset({"hidden"}))
-    assert hidden.logits is None and hidden.attention_factors is None
+    assert hidden.logits is None and hidden.attention is None
     assert [state is None for state in hidden.hidden_states] == [True, False, False]
     embedding = student(input_ids=IDS, parts=frozenset({"embedding", "logits"}))
     assert [state is None for state in embedding.hidden_states] == [False, True, True]

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from bert_emd import teacher_cache
-from bert_emd.attention_scores import expose_attention_factors
+from bert_emd.attention_scores import LONGEST_SCORES, expose_attention
 from bert_emd.emd_task_distill import main
 from bert_emd.student import layer_outputs
 from bert_emd.teacher_cache import Layout, TeacherCache
@@ -22,20 +22,19 @@ ALL = frozenset({"logits", "embedding", "hidden", "attention"})
 LENGTHS = [5, 1, 7, 3]
 
 
-@pytest.fixture(scope="module")
-def model(teacher):
+@pytest.fixture(scope="module", params=[LONGEST_SCORES, LONGEST_SCORES + 1], ids=["scores", "factors"])
+def model(teacher, request):
     model = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
-    expose_attention_factors(model, "--teacher_model")
+    expose_attention(model, "--teacher_model", request.param)
     return model
 
 
-def batch(examples, left=False):
+def batch(examples):
     """Padded inputs of some of the examples, whose tokens follow from their number."""
     longest = max(LENGTHS[k] for k in examples)
     ids, mask = torch.zeros(len(examples), longest, dtype=torch.long), torch.zeros(len(examples), longest).long()
     for row, k in enumerate(examples):
-        place = slice(longest - LENGTHS[k], longest) if left else slice(0, LENGTHS[k])
-        ids[row, place], mask[row, place] = torch.arange(5, 5 + LENGTHS[k]) + k, 1
+        ids[row, : LENGTHS[k]], mask[row, : LENGTHS[k]] = torch.arange(5, 5 + LENGTHS[k]) + k, 1
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -52,30 +51,28 @@ def assert_same(kept, direct, mask, **tolerance):
     for ours, theirs in zip(kept.hidden_states or (), direct.hidden_states or (), strict=True):
         assert (ours is None) == (theirs is None)
         if theirs is not None:
-            torch.testing.assert_close(ours[real], theirs[real], **tolerance)
+            torch.testing.assert_close(ours[real].float(), theirs[real], **tolerance)
             assert not ours[~real].any()
-    for ours, theirs in zip(kept.attention_factors or (), direct.attention_factors or (), strict=True):
+    for ours, theirs in zip(kept.attention or (), direct.attention or (), strict=True):
         assert ours.shape == theirs.shape
-        torch.testing.assert_close(ours.transpose(2, 3)[:, real], theirs.transpose(2, 3)[:, real], **tolerance)
+        counted = real[:, None, :, None] & (real[:, None, None] if ours.dim() == 4 else True)
+        torch.testing.assert_close(ours.float(), theirs * counted, **tolerance)
 
 
-@pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [("float32", {"rtol": 0, "atol": 0}), ("bfloat16", {})])
 @pytest.mark.parametrize("parts", [ALL, {"logits"}, {"hidden"}, {"embedding", "attention"}], ids=sorted)
-def test_answers_come_back_as_they_were(parts, dtype, tolerance, left, model, tmp_path):
+def test_answers_come_back_as_they_were(parts, dtype, tolerance, model, tmp_path):
     parts = frozenset(parts)
     tolerance = tolerance or {"rtol": 2**-8, "atol": 1e-6}
     for folder in (None, tmp_path):
         cache = TeacherCache(Layout.of(model, parts), LENGTHS, dtype, folder)
         for examples in ([2, 0], [3, 1]):
-            numbers, inputs = torch.tensor(examples), batch(examples, left)
+            numbers, inputs = torch.tensor(examples), batch(examples)
             assert not cache.knows(numbers)
             direct = ask(model, parts, inputs)
-            cache.keep(numbers, inputs["attention_mask"], direct)
+            cache.keep(numbers, direct)
             assert cache.knows(numbers)
             assert_same(cache.answers(numbers, inputs["attention_mask"]), direct, inputs["attention_mask"], **tolerance)
-        if left:
-            continue  # then a token's position, and with it the answer, depends on the padding
         # In other company, and padded to another length.
         inputs = batch([3, 0])
         kept = cache.answers(torch.tensor([3, 0]), inputs["attention_mask"])
@@ -87,22 +84,22 @@ def test_another_run_finds_what_is_on_disk_and_only_what_is_whole(model, tmp_pat
     layout, everything = Layout.of(model, ALL), torch.arange(4)
     inputs = batch([0, 1, 2, 3])
     direct = ask(model, ALL, inputs)
-    TeacherCache(layout, LENGTHS, "float32", tmp_path).keep(everything, inputs["attention_mask"], direct)
+    TeacherCache(layout, LENGTHS, "float32", tmp_path).keep(everything, direct)
     again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
     assert again.knows(everything)
     assert_same(again.answers(everything, inputs["attention_mask"]), direct, inputs["attention_mask"], rtol=0, atol=0)
-    # A token of example 2 that was not written to the end.
-    with open(tmp_path / "tokens", "r+b") as file:
-        file.seek((5 + 1 + 3) * layout.row * 4 + 11)
+    # A value of example 2 that was not written to the end.
+    with open(tmp_path / "values", "r+b") as file:
+        file.seek((layout.size(5) + layout.size(1) + 100) * 4 + 3)
         file.write(b"\xff")
     again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
     assert [again.knows(torch.tensor([k])) for k in range(4)] == [True, True, False, True]
     # Files cut short are begun anew.
-    for name in ("tokens", "logits", "checksums"):
+    for name in ("values", "logits", "checksums"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
         again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
         assert not again.knows(torch.tensor([3]))
-        again.keep(everything, inputs["attention_mask"], direct)
+        again.keep(everything, direct)
         assert TeacherCache(layout, LENGTHS, "float32", tmp_path).knows(everything)
 
 
@@ -203,11 +200,11 @@ def test_a_folder_of_the_user_s_stays_and_counts_as_room(teacher, glue_dir, tmp_
 def test_what_is_kept_stays(model):
     cache = TeacherCache(Layout.of(model, ALL), LENGTHS)
     first, both = batch([1]), batch([1, 2])
-    cache.keep(torch.tensor([1]), first["attention_mask"], ask(model, ALL, first))
+    cache.keep(torch.tensor([1]), ask(model, ALL, first))
     before = cache.answers(torch.tensor([1]), first["attention_mask"])
     changed = ask(model, ALL, both)
     changed.logits.add_(1)
-    cache.keep(torch.tensor([1, 2]), both["attention_mask"], changed)
+    cache.keep(torch.tensor([1, 2]), changed)
     after = cache.answers(torch.tensor([1, 2]), both["attention_mask"])
     torch.testing.assert_close(after.logits[:1], before.logits, rtol=0, atol=0)
     torch.testing.assert_close(after.logits[1:], changed.logits[1:])
@@ -221,11 +218,11 @@ def test_widths_are_the_model_s_own(tmp_path):
     )  # fmt: skip
     torch.manual_seed(0)
     mobile = MobileBertForSequenceClassification(config).eval()
-    expose_attention_factors(mobile, "--teacher_model")
+    expose_attention(mobile, "--teacher_model", 512)
     inputs = batch([2, 0])
     direct = ask(mobile, ALL, inputs)
     cache = TeacherCache(Layout.of(mobile, ALL), LENGTHS, "float32")
-    cache.keep(torch.tensor([2, 0]), inputs["attention_mask"], direct)
+    cache.keep(torch.tensor([2, 0]), direct)
     kept = cache.answers(torch.tensor([2, 0]), inputs["attention_mask"])
     assert_same(kept, direct, inputs["attention_mask"], rtol=0, atol=0)
 
