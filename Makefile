@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INPUTS ?= 100000
 
-.PHONY: quickstart test fuzz lint format
+.PHONY: quickstart test fuzz bench lint format
 
 quickstart: .venv/run  ## the main job in minutes; make quickstart ARGS=--full for all of it
 	$(BIN)/python quickstart.py $(ARGS)
@@ -13,6 +13,9 @@ test: .venv/dev  ## the test suite; make test ARGS="-k resume" for a part
 
 fuzz: .venv/dev  ## damaged files for the readers, 100,000 each; make fuzz INPUTS=1000 for less
 	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest -s tests/test_fuzz.py $(ARGS)
+
+bench: .venv/run  ## what a step costs against the looped way, into benchmarks/; make bench ARGS="--device cuda"
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

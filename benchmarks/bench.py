@@ -1,6 +1,6 @@
 """What a step costs, ours against the looped way (benchmarks/looped.py) in the same run.
 
-    python benchmarks/bench.py                     # every table, about 20 minutes on 2 CPU cores
+    python benchmarks/bench.py                     # every table, under 20 minutes on 2 CPU cores
     python benchmarks/bench.py --only losses,step
     python benchmarks/bench.py --device cuda
 
@@ -26,9 +26,10 @@ import torch
 import transformers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import looped
 
+import quickstart
 from bert_emd.attention_scores import expose_attention
 from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 from bert_emd.layer_transport import SOLVERS, LayerTransport, solve_transport
@@ -335,9 +336,12 @@ def table_epochs(machine: Machine, options: argparse.Namespace, sampled: int = 6
     The looped way's steps all take the same time, since all are padded to 128; of ours, `sampled` batches spread evenly
     from the shortest to the longest are timed, and each stands for as many.
     """
-    if options.glue_dir is None:
-        print("(c) needs --glue_dir, the folder of GLUE's official files; left out")
+    missing = [name for name in TASKS if not (options.glue_dir / name / "train.tsv").exists()]
+    if missing:
+        print(f"(c) left out: {options.glue_dir} does not hold {', '.join(missing)}; see download_glue_data.py")
         return []
+    if options.tokenizer == quickstart.MODEL:
+        quickstart.fetch_model()
     theirs, step = LoopedStep(machine, *models(machine)), OurStep(machine, *models(machine), bf16=True)
     full = tokens(machine, [LENGTH] * BATCH, LENGTH)
     per_step = machine.seconds({"looped": lambda: theirs(full)}, repeats=2)["looped"]
@@ -478,10 +482,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--output_dir", type=Path, default=HERE, help="where the results go (default: beside this file)"
     )
-    parser.add_argument("--glue_dir", type=Path, help="folder of GLUE's official files, for the epochs of real tasks")
     parser.add_argument(
-        "--tokenizer", default=HERE.parent / "model/all-MiniLM-L6-v2", help="for these; BERT's uncased one"
+        "--glue_dir", type=Path, default=HERE.parent / "glue_data", help="GLUE's official files, for the epochs"
     )
+    parser.add_argument("--tokenizer", default=quickstart.MODEL, help="for these; BERT's uncased one")
     options = parser.parse_args(argv)
     machine = Machine(options.device)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"

@@ -33,6 +33,10 @@ from bert_finetune.model_card import Measured, write_model_card
 from bert_finetune.outputs import last_checkpoint, remove_incomplete, write_eval_results
 from bert_finetune.predictions import write_predictions
 
+# Devices on which compiled models gain nothing. On 2 CPU cores a forward pass of BERT-base (32 x 128) took 5.8 s
+# compiled and 6.5 s as it is, a training step of a 4 x 312 student 1.9 and 1.5 s; both took a minute to compile.
+_NOT_COMPILED = ("cpu",)
+
 
 def check_batch(args: RunArguments, train_dataset: Dataset) -> None:
     """Raise InputError where no training batch would be left."""
@@ -128,8 +132,8 @@ class TaskTrainer(Trainer):
             self.add_callback(QuietProgress)
 
     def compile_model(self, model: PreTrainedModel) -> None:
-        """Compile a model in place where `--torch_compile` asks for it and it is faster for it: not on a CPU."""
-        if self.args.torch_compile and self.args.device.type != "cpu":
+        """Compile a model in place where `--torch_compile` asks for it and it may gain by it."""
+        if self.args.torch_compile and self.args.device.type not in _NOT_COMPILED:
             model.compile(dynamic=True, backend=self._compiler, mode=self.args.torch_compile_mode)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:

@@ -1,13 +1,18 @@
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SHARED, official_head, save_bert
 from glue_files import write_task
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, pipeline
 
 from bert_emd.emd_task_distill import main, parse
+from bert_emd.objectives import LayerCosts
+from bert_emd.recipes import has_bf16
 from bert_finetune.glue import TASKS
 
 
@@ -247,3 +252,56 @@ def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
     assert np.isfinite(found[TASKS[task].best_metric]) and np.isfinite(found["eval_loss"])
     with np.load(tmp_path / "out" / "flows.npz") as flows:
         assert flows["hidden_flow"].shape[1:] == (3, 6)
+
+
+def assert_same_history(ours, theirs, **tolerance):
+    for entry, expected in zip(ours["history"], theirs["history"], strict=True):
+        assert entry == pytest.approx(expected, **tolerance)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_comparison_of_layers(teacher, glue_dir, tmp_path):
+    run(*command(teacher, glue_dir, tmp_path / "eager", "--beta", 1))
+    run(*command(teacher, glue_dir, tmp_path / "compiled", "--beta", 1, "--torch_compile"))
+    assert_same_history(results(tmp_path / "compiled"), results(tmp_path / "eager"), rel=1e-3)
+
+
+def test_compiled_models(teacher, glue_dir, tmp_path, monkeypatch):
+    """As on a GPU, but with a compiler backend that needs none and only traces."""
+    run(*command(teacher, glue_dir, tmp_path / "eager", "--beta", 1))
+    compiled = []
+    monkeypatch.setattr("bert_finetune.trainer._NOT_COMPILED", ())
+    monkeypatch.setattr("bert_emd.emd_task_distill.LayerCosts", lambda *args: LayerCosts(*args[:2]))
+    monkeypatch.setattr(
+        PreTrainedModel,
+        "compile",
+        lambda self, **options: compiled.append(options) or torch.nn.Module.compile(self, **options),
+    )
+    run(
+        *command(
+            teacher, glue_dir, tmp_path / "out", "--beta", 1, "--torch_compile", "--torch_compile_backend", "eager"
+        )
+    )
+    assert compiled == [{"dynamic": True, "backend": "eager", "mode": None}] * 3  # the teacher is measured first
+    assert_same_history(results(tmp_path / "out"), results(tmp_path / "eager"), rel=1e-3)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+
+
+def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tmp_path, monkeypatch):
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    if "flags" in flags:
+        assert has_bf16(use_cpu=True) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+    monkeypatch.setattr("bert_emd.emd_task_distill.has_bf16", lambda use_cpu: True)
+    for more, expected in (
+        ([], True),
+        (["--bf16", "False"], False),
+        (["--recipe", "authors-2022"], False),
+        (["--recipe", "authors-2022", "--bf16"], True),
+    ):
+        arguments = command(teacher, glue_dir, tmp_path / "out", *more)
+        assert parse([str(argument) for argument in arguments])[2].bf16 == expected
+    run(*command(teacher, glue_dir, tmp_path / "bf16", "--beta", 1))
+    run(*command(teacher, glue_dir, tmp_path / "float32", "--beta", 1, "--bf16", "False"))
+    ours, theirs = results(tmp_path / "bf16"), results(tmp_path / "float32")
+    assert_same_history(ours, theirs, rel=0.1, abs=0.1)
+    assert ours["history"] != theirs["history"]
