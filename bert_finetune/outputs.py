@@ -34,6 +34,7 @@ _RUN_FILES = (
     "added_tokens.json",
     "args.json",
     "eval_results.*",
+    "dev_predictions.npz",
     "layer_weights.csv",
     "flows.npz",
     "teacher_cache",

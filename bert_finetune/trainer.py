@@ -26,6 +26,7 @@ from transformers.trainer_utils import PredictionOutput
 from bert_finetune.arguments import RunArguments
 from bert_finetune.checkpoints import save_classifier
 from bert_finetune.errors import InputError, reading, writing
+from bert_finetune.files import replacing_file
 from bert_finetune.footprint import measure_models
 from bert_finetune.glue import Task
 from bert_finetune.metrics import compute_metrics
@@ -127,6 +128,9 @@ class TaskTrainer(Trainer):
         self.task = task
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over its batch
         self._since_log, self._since_evaluation = Means(), Means()
+        self._finally: dict[
+            str, dict
+        ] = {}  # the finished model's logits and the labels of each dev set, in the order of its file
         if not args.disable_tqdm:
             self.pop_callback(ProgressCallback)
             self.add_callback(QuietProgress)
@@ -230,6 +234,13 @@ class TaskTrainer(Trainer):
         self._since_log.add(losses)
         self._since_evaluation.add(losses)
 
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if metric_key_prefix.startswith("final") and metric_key_prefix not in self._finally:
+            back = np.argsort(_longest_first(dataloader.dataset))
+            self._finally[metric_key_prefix] = {"logits": output.predictions[back], "labels": output.label_ids[back]}
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if any(key.startswith("final_") for key in logs):
             return  # the finished model's figures belong to the results, not to the history
@@ -264,6 +275,7 @@ class TaskTrainer(Trainer):
         if self.is_world_process_zero():
             save_classifier(self.classifier, self.processing_class, self.args.output_dir)
             write_eval_results(self.args.output_dir, results, self.history())
+            self.write_dev_predictions()
             self.write_card(results)
             print(f"saved in {self.args.output_dir}, step {results['global_step']}  dev: {format_figures(results)}")
 
@@ -296,11 +308,13 @@ class TaskTrainer(Trainer):
         )
 
     def results(self) -> dict:
-        """What `eval_results.txt` holds: the task, the step whose weights are saved, their dev figures."""
+        """What `eval_results.txt` holds: the task, the step whose weights are saved, the seconds that this process
+        trained, dev figures."""
         step = self.state.global_step
         if self.args.load_best_model_at_end and self.state.best_global_step:
             step = self.state.best_global_step
-        return {"task": self.task.name, "global_step": step, **self.final_figures()}
+        seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
+        return {"task": self.task.name, "global_step": step, "train_seconds": seconds[-1], **self.final_figures()}
 
     def final_figures(self) -> dict[str, float]:
         """The dev figures of the model as it is now, named `eval_...` but no part of the history."""
@@ -310,6 +324,16 @@ class TaskTrainer(Trainer):
             for key, value in metrics.items()
             if key.startswith("final_") and is_figure(key)
         }
+
+    def write_dev_predictions(self) -> None:
+        """`dev_predictions.npz`: `logits` (examples, classes) and `labels` of the finished model, in the order of the
+        dev file; with several dev sets (MNLI) each name after that of its set, `m/logits`."""
+        arrays = {}
+        for prefix, answers in self._finally.items():
+            name = prefix.removeprefix("final").removeprefix("_")
+            arrays |= {f"{name}/{kind}" if name else kind: values for kind, values in answers.items()}
+        with replacing_file(Path(self.args.output_dir) / "dev_predictions.npz") as aside:
+            np.savez(aside, **arrays)
 
     def write_predictions(self, test_datasets: dict[str, Dataset]) -> None:
         """Predict each test split and write it for the GLUE server, beside the model."""

@@ -43,6 +43,13 @@ def test_every_task_trains_with_the_seed_document_s_command(task, pretrained, gl
     assert f"task = {task}\n" in (out / "eval_results.txt").read_text()
     if task == "MNLI":
         assert "eval_mismatched_accuracy" in results
+    with np.load(out / "dev_predictions.npz") as kept:
+        for split, file in TASKS[task].dev.items():
+            name, prefix = (f"{split}/", f"{split}_") if len(TASKS[task].dev) > 1 else ("", "")
+            logits, labels = kept[f"{name}logits"], kept[f"{name}labels"]
+            assert list(labels) == list(load_split(TASKS[task], glue_dir / task / file, "dev")["label"])
+            for figure, value in compute_metrics(TASKS[task], logits, labels).items():
+                assert value == pytest.approx(results[f"eval_{prefix}{figure}"], abs=1e-6)
     for name in TASKS[task].submission.values():
         assert len((out / name).read_text().splitlines()) == 1 + 6
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
