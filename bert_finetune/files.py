@@ -1,12 +1,17 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and small ones read."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bert_finetune.errors import writing
+from bert_finetune.errors import reading, writing
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
 
 
 @contextmanager
@@ -30,3 +35,21 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, values: dict) -> None:
     write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON file's object. Raises InputError for anything else."""
+    return _read_table(path, json.loads)
+
+
+def read_toml(path: str | Path) -> dict:
+    """A TOML file. Raises InputError for anything else."""
+    return _read_table(path, tomllib.loads)
+
+
+def _read_table(path: str | Path, loads: Callable[[str], dict]) -> dict:
+    with reading(str(path)):
+        values = loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("holds no object with names")
+        return values

@@ -1,0 +1,255 @@
+"""Compare finished runs: tables of means over seeds, differences to a baseline and how sure they are; one report.
+
+    python compare_results.py ../model/ablations --baseline none --output_dir ../results
+
+Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, in points (100 x
+accuracy, F1 or correlation). What is written: results.md, results.tex (booktabs), results.csv (a row for each run),
+summary.csv (a row for each method and figure), report.html (all of it, with pictures, commands and versions).
+"""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from bert_emd.comparison import Comparison, Cost, Summary, compare, costs
+from bert_emd.published import published_tables
+from bert_emd.report import Picture, write_report
+from bert_emd.result_tables import Number, Table, latex, markdown
+from bert_emd.runs import Run, Unfinished, figures_of, find_runs
+from bert_emd.significance import RESAMPLES
+from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
+from bert_finetune.files import read_toml, write_atomically
+
+Costs = dict[tuple[str | None, str], Cost]
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, such as a suite's output folder")
+    parser.add_argument(
+        "--baseline", help="method to compare the others with (default: the one of the suite's plan.toml, else none)"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("results"), help="where the tables go (results)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples ({RESAMPLES})")
+    parser.add_argument("--no_speed", action="store_true", help="do not time the models")
+    parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="further PNG or SVG files for the report")
+    options = parser.parse_args(argv)
+    if options.resamples < 100:
+        raise InputError(f"--resamples {options.resamples}: an interval needs 100 or more")
+
+    plans = {root: root / "plan.toml" for root in options.folders if (root / "plan.toml").is_file()}
+    runs, unfinished = find_runs(options.folders)
+    baseline, notes = choose_baseline(options.baseline, plans.values(), runs)
+    notes += state_notes(unfinished)
+    comparison = compare(runs, baseline, options.resamples)
+    cost, conditions = costs(runs, timed=not options.no_speed)
+    measured = [overview(comparison, cost, conditions), *differences(comparison)]
+    published = published_tables()
+    notes += comparison.notes
+    title = "Results on the dev set"
+
+    text = "\n".join([f"# {title}", "", *(f"- {note}" for note in notes), "", *map(markdown, [*measured, *published])])
+    out = options.output_dir
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "results.md", text)
+    write_atomically(out / "results.tex", "\n".join(map(latex, [*measured, *published])))
+    write_atomically(out / "results.csv", as_csv(run_rows(runs, unfinished)))
+    write_atomically(out / "summary.csv", as_csv(summary_rows(comparison, cost)))
+    write_report(
+        out / "report.html",
+        title,
+        notes,
+        measured,
+        published,
+        run_pictures(runs) + [Picture(path, path.stem) for path in options.pictures],
+        {run.name: run.command for run in runs if run.command},
+        versions(runs),
+        {str(root): path.read_text(encoding="utf-8") for root, path in plans.items()},
+    )
+    print(text)
+    print(f"written into {out}: results.md, results.tex, results.csv, summary.csv, report.html")
+
+
+def choose_baseline(asked: str | None, plans, runs: list[Run]) -> tuple[str | None, list[str]]:
+    """The baseline's name, or None, and what there is to say about it.
+
+    Raises InputError for a method that no run is of, and plans that differ.
+    """
+    methods = dict.fromkeys(run.method for run in runs)
+    planned = {plan: read_toml(plan).get("baseline") for plan in plans}
+    if asked is None and len({*planned.values()}) > 1:
+        raise InputError(
+            "the plans name different baselines: " + ", ".join(map(str, planned.values())) + "; give --baseline"
+        )
+    name = asked or next(iter(planned.values()), None)
+    if name in methods:
+        return name, []
+    if asked:
+        raise InputError(f"--baseline {asked}: no finished run is of this method; there are {', '.join(methods)}")
+    reason = f"The plan's baseline {name} has no finished run" if name else "No baseline was named (--baseline)"
+    return None, [f"{reason}: no differences."]
+
+
+def state_notes(unfinished: list[Unfinished]) -> list[str]:
+    """The runs that are left out, counted and named."""
+    if not unfinished:
+        return []
+    named = "; ".join(f"{run.name} ({run.state})" for run in unfinished)
+    return [f"{len(unfinished)} {'runs are' if len(unfinished) > 1 else 'run is'} left out, not finished: {named}."]
+
+
+def overview(comparison: Comparison, cost: Costs, conditions: str) -> Table:
+    """Methods x figures, as papers print it."""
+    figures = comparison.figures
+    counts = {len(summary.values) for summary in comparison.summaries if summary.method != "teacher"}
+    rows = []
+    for size, method in comparison.methods:
+        found = [comparison.of(figure, size, method) for figure in figures]
+        average = comparison.average(size, method) if len(figures) > 1 else None
+        cells = [mean_cell(summary, with_seeds=len(counts) > 1) for summary in found]
+        rows.append([method, size or "", *cells, points(average), *cost_cells(cost.get((size, method)))])
+    titles = [figure.title for figure in figures]
+    seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "seeds, whose number stands in brackets"
+    notes = [f"Dev set, in points; mean ± standard deviation over {seeds}."]
+    if len(figures) > 1:
+        notes.append(f"Average: mean of {', '.join(titles)}, for methods that have all of them.")
+    notes += [conditions] if conditions else []
+    header = ["method", "size", *titles, "average", "parameters", "weights (MB)", "speed-up"]
+    return Table("All figures, dev set", header, rows, tuple(notes)).without_empty_columns()
+
+
+def differences(comparison: Comparison) -> list[Table]:
+    """A table for each figure: every method against the baseline."""
+    baseline = comparison.baseline
+    header = [
+        "method",
+        "size",
+        "mean ± sd",
+        "seeds",
+        f"difference to {baseline}",
+        "95 % interval",
+        "claim",
+        "p",
+        "training (s)",
+    ]
+    notes = (
+        "Here and below: difference in points, over the seeds that both have. Interval: paired bootstrap over dev "
+        "examples, not corrected for several comparisons; a claim stands only where it excludes zero. p: paired t-test "
+        "over seeds.",
+    )
+    tables = []
+    for figure in comparison.figures:
+        rows = [difference_row(summary) for summary in comparison.summaries if summary.figure == figure]
+        table = Table(f"{figure.title}, dev set", header, rows, notes if baseline and not tables else ())
+        tables.append(table.without_empty_columns())
+    return tables
+
+
+def difference_row(summary: Summary) -> list:
+    p = "" if summary.p is None else Number(f"{summary.p:.3f}" if summary.p >= 0.001 else "<.001", summary.p)
+    interval = ""
+    if summary.interval:
+        interval = Number("[{:+.2f}, {:+.2f}]".format(*summary.interval), summary.interval[0])
+    return [
+        summary.method,
+        summary.size or "",
+        mean_cell(summary),
+        Number(str(len(summary.values)), len(summary.values)),
+        points(summary.difference, "+.2f"),
+        interval,
+        summary.claim,
+        p,
+        points(summary.train_seconds, ".0f"),
+    ]
+
+
+def mean_cell(summary: Summary | None, with_seeds: bool = False) -> Number | str:
+    if summary is None:
+        return ""
+    spread = "" if summary.sd is None else f" ± {summary.sd:.1f}"
+    return Number(f"{summary.mean:.1f}{spread}" + f" ({len(summary.values)})" * with_seeds, summary.mean)
+
+
+def cost_cells(cost: Cost | None) -> list:
+    if cost is None:
+        return ["", "", ""]
+    parameters = Number(f"{cost.parameters / 1e6:.1f}M", cost.parameters)
+    return [parameters, points(cost.megabytes), points(cost.speed_up, ".1f", " x")]
+
+
+def points(value: float | None, form: str = ".1f", unit: str = "") -> Number | str:
+    return "" if value is None else Number(f"{value:{form}}{unit}", value)
+
+
+def run_rows(runs: list[Run], unfinished: list[Unfinished]) -> list[dict]:
+    """results.csv: a row for each run, unfinished ones too; MNLI's second figure has a column of its own."""
+    rows = []
+    for run in runs:
+        found = [100 * value if (value := run.figure(figure)) is not None else None for figure in figures_of(run.task)]
+        rows.append(
+            {
+                "task": run.task.name,
+                "size": run.size,
+                "method": run.method,
+                "seed": run.seed,
+                "state": "done",
+                "metric": run.task.metric,
+                "figure": found[0],
+                "mismatched": found[1] if len(found) > 1 else None,
+                "train_seconds": run.number("train_seconds"),
+                "folder": run.folder,
+                "command": run.command,
+            }
+        )
+    for run in unfinished:
+        known = {name: getattr(run, name) for name in ("task", "size", "method", "seed", "state", "folder")}
+        rows.append(dict.fromkeys(rows[0]) | known)
+    return rows
+
+
+def summary_rows(comparison: Comparison, cost: Costs) -> list[dict]:
+    """summary.csv: a row for each method and figure."""
+    rows = []
+    for summary in comparison.summaries:
+        low, high = summary.interval or (None, None)
+        row = {"figure": summary.figure.title, "size": summary.size, "method": summary.method}
+        row |= {"seeds": len(summary.values), "mean": summary.mean, "sd": summary.sd, "baseline": comparison.baseline}
+        row |= {"common_seeds": len(summary.common), "difference": summary.difference, "low": low, "high": high}
+        row |= {"claim": summary.claim, "p": summary.p, "train_seconds": summary.train_seconds}
+        known = cost.get((summary.size, summary.method))
+        for name in ("parameters", "megabytes", "speed_up"):
+            row[name] = getattr(known, name, None)
+        rows.append(row)
+    return rows
+
+
+def as_csv(rows: list[dict]) -> str:
+    """Floats to 6 decimals, which hides no more than binary noise; None is empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
+    return file.getvalue()
+
+
+def run_pictures(runs: list[Run]) -> list[Picture]:
+    """Those of each method's first seed: further seeds show much the same."""
+    first = {(run.task.name, run.size, run.method): run for run in reversed(runs)}
+    chosen = [run for run in runs if run in first.values()]
+    return [Picture(path, f"{run.name}: {path.stem}") for run in chosen for path in run.pictures]
+
+
+def versions(runs: list[Run]) -> Table:
+    """Each package's versions, several where the runs' differ."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, version in run.args.get("versions", {}).items():
+            found.setdefault(name, {})[version] = None
+    return Table("Versions", ["package", "version"], [[name, ", ".join(all_of)] for name, all_of in found.items()])
+
+
+if __name__ == "__main__":
+    main()

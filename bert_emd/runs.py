@@ -1,0 +1,293 @@
+"""Finished runs, found on disk: what each is (task, size, method, seed), its dev figures, its logits."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from bert_finetune.errors import InputError, reading
+from bert_finetune.files import read_json
+from bert_finetune.glue import REGRESSION_FIGURES, TASKS, Task, get_task
+from bert_finetune.metrics import compute_metrics
+
+# The task of files of the user's own, of which a run keeps no more than this.
+_CUSTOM = Task("custom", (), {"a class": "a class"}, figures=("accuracy", "macro_f1", "mcc"))
+_CUSTOM_SCORE = Task("custom", (), {}, "spearman", figures=REGRESSION_FIGURES)
+
+# How the published code names figures in eval_results.txt.
+_OLDER_NAMES = {
+    "acc": "eval_accuracy",
+    "f1": "eval_f1",
+    "mcc": "eval_mcc",
+    "spearmanr": "eval_spearman",
+    "mnli/acc": "eval_matched_accuracy",
+    "mnli-mm/acc": "eval_mismatched_accuracy",
+}
+
+# The state of a record (see `find_runs`) whose run counts.
+_FINISHED = "done"
+
+# Logits that are kept as they were measured give the same figure again; a file with rounded figures should still pass.
+_TOLERANCE = 1e-4
+
+_TITLES = {"accuracy": "", "f1": " F1", "mcc": " MCC", "spearman": " ρ"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What GLUE reports of a task on one dev set. split: the set's name where there are several (MNLI), else ""."""
+
+    task: Task
+    split: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.task.name, self.split))  # a task holds dictionaries
+
+    @property
+    def title(self) -> str:
+        """As published tables head the column: `RTE`, `MRPC F1`, `MNLI-mm`."""
+        name = Path(self.task.submission[self.split]).stem if self.split else self.task.name
+        return name + _TITLES[self.task.metric]
+
+    @property
+    def key(self) -> str:
+        """Its name in eval_results."""
+        return "_".join(filter(None, ("eval", self.split, self.task.metric)))
+
+    def of(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        return compute_metrics(self.task, logits, labels)[self.task.metric]
+
+
+def figures_of(task: Task) -> list[Figure]:
+    """The task's figures, one for each dev set."""
+    return [Figure(task, split) for split in task.dev] if len(task.dev) > 1 else [Figure(task)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. results: what eval_results holds; args: args.json, or nothing where there is none."""
+
+    folder: Path
+    task: Task
+    size: str | None
+    method: str
+    seed: int | None
+    results: dict
+    args: dict = dataclasses.field(default_factory=dict)
+    record: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return run_name(self.task.name, self.size, self.method, self.seed)
+
+    @property
+    def command(self) -> str:
+        """The command that made it; "" where that is not known."""
+        command = self.record.get("command") or self.args.get("command") or ""
+        return command if isinstance(command, str) else shlex.join(map(str, command))
+
+    def figure(self, figure: Figure, whose: str = "") -> float | None:
+        """A dev figure (-1..1), of `whose` "teacher_" too; None where it was not measured."""
+        return self.number(whose + figure.key)
+
+    def number(self, key: str) -> float | None:
+        """A number of eval_results. Raises InputError where it is none, or not finite."""
+        value = self.results.get(key)
+        if value is None or (isinstance(value, int | float) and math.isfinite(value)):
+            return value
+        raise InputError(f"{self.folder}: {key} of its eval_results is {value!r}, not a number")
+
+    def predictions(self, figure: Figure) -> tuple[np.ndarray, np.ndarray] | None:
+        """Logits (examples, classes) and labels (examples) of the dev set; None where the run kept none.
+
+        Raises InputError for a damaged file, and for one that does not give the run's own figure.
+        """
+        path = self.folder / "dev_predictions.npz"
+        if not path.exists():
+            return None
+        prefix = f"{figure.split}/" if figure.split else ""
+        with reading(str(path)), np.load(path, allow_pickle=False) as arrays:
+            logits, labels = (np.asarray(arrays[prefix + name], dtype=float) for name in ("logits", "labels"))
+            expected = labels if figure.task.is_regression else range(logits.shape[-1])
+            if not (0 < len(labels) == len(logits) and np.isfinite(logits).all() and np.isin(labels, expected).all()):
+                raise InputError(f"{path}: does not hold logits and a label for each dev example")
+            found, told = figure.of(logits, labels), self.figure(figure)
+        if told is not None and abs(found - told) > _TOLERANCE:
+            raise InputError(
+                f"{path}: gives {figure.key} {found:.4f}, but the eval_results beside it {told:.4f}; "
+                "they are not of the same run"
+            )
+        return logits, labels
+
+    @property
+    def pictures(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.suffix in (".png", ".svg"))
+
+    @property
+    def teacher_folder(self) -> Path | None:
+        """The folder of the teacher that its command names; None where that is a hub name or no longer there."""
+        name = self.args.get("options", {}).get("teacher_model")
+        folder = Path(self.args.get("folder", "."), name) if name else None
+        return folder if folder and folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that cannot be compared, and why (`state`)."""
+
+    folder: Path
+    task: str | None
+    size: str | None
+    method: str
+    seed: int | None
+    state: str
+
+    @property
+    def name(self) -> str:
+        return run_name(self.task, self.size, self.method, self.seed)
+
+
+def run_name(task: str | None, size: str | None, method: str, seed: int | None) -> str:
+    return " ".join(map(str, filter(None, (task, size, method)))) + ("" if seed is None else f", seed {seed}")
+
+
+def find_runs(roots: list[Path]) -> tuple[list[Run], list[Unfinished]]:
+    """All runs in and below the given folders, checkpoints aside, in the order of the tasks' table and of their paths.
+
+    A run is a folder with eval_results.json, or only eval_results.txt. A record beside it (`<folder>.json`: task, size,
+    method, seed, command, state, seconds) says what it is; otherwise its own files and its path do: the parts below the
+    given folder, without those that name the task or the seed, are the method. A record of a run that is not finished,
+    and a folder with an args.json but no results, is unfinished.
+    Raises InputError for a folder that is not there or without runs, damaged files, and two runs that are the same one.
+    """
+    runs, unfinished, seen = {}, [], set()
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder")
+        for folder, record in _candidates(root):
+            if folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
+            found = _read_run(root, folder, record)
+            if isinstance(found, Unfinished):
+                unfinished.append(found)
+            elif found.name in runs:
+                raise InputError(f"{found.folder} and {runs[found.name].folder}: both are {found.name}")
+            else:
+                runs[found.name] = found
+    if not runs:
+        state = f"{len(unfinished)} unfinished" if unfinished else "no eval_results.json in or below it"
+        raise InputError(f"{', '.join(map(str, roots))}: no finished run, {state}")
+    order = [*TASKS, "custom"]
+    return sorted(runs.values(), key=lambda run: order.index(run.task.name)), unfinished
+
+
+def model_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Name -> shape and bytes of each tensor in the folder's model, from its file's header; empty without a model."""
+    found = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with reading(str(path)), safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118 (no dictionary)
+                part = file.get_slice(name)
+                shape, bits = tuple(part.get_shape()), int(re.search(r"\d+", part.get_dtype())[0])
+                found[name] = shape, math.prod(shape) * bits // 8
+    return found
+
+
+def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:
+    """Folders that hold a run or the start of one, or whose record lies beside them, each with its record."""
+    for path, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-")))
+        here = Path(path)
+        beside = here.resolve().with_name(here.resolve().name + ".json")
+        if {"eval_results.json", "eval_results.txt", "args.json"} & {*files}:
+            yield here, read_json(beside) if beside.is_file() else {}
+        for name in sorted(files):
+            if re.fullmatch(r"(teacher|seed-\d+)\.json", name):
+                yield here / name.removesuffix(".json"), read_json(here / name)
+
+
+def _read_run(root: Path, folder: Path, record: dict) -> Run | Unfinished:
+    args = read_json(folder / "args.json") if (folder / "args.json").is_file() else {}
+    results = _read_results(folder)
+    inner = folder.relative_to(root).parts
+    parts = (*folder.resolve().parts[: -len(inner) or None], *inner)
+    task_name = record.get("task") or next((r["task"] for r in results if "task" in r), None) or _task_in(parts)
+    seeds = [int(part[5:]) for part in parts if re.fullmatch(r"seed-\d+", part)]
+    seed = record.get("seed", args.get("seed", seeds[-1] if seeds else None))
+    rest = [p for p in inner if not (re.fullmatch(r"seed-\d+", p) or (task_name and _plain(p) == _plain(task_name)))]
+    outer = [p for p in reversed(parts) if not re.fullmatch(r"seed-\d+", p)]
+    method, size = record.get("method") or "/".join(rest) or outer[0], record.get("size")
+    state = record.get("state", _FINISHED)
+    if state != _FINISHED or not results:
+        state = state if state != _FINISHED else "no eval_results"
+        return Unfinished(folder, task_name, size, method, seed, state)
+    task = _task(task_name, results[0], folder)
+    # The published code gives MNLI's matched figure without the set's name.
+    results = [{task.best_metric: entry.get(f"eval_{task.metric}")} | entry for entry in results]
+    best = max(results, key=lambda entry: _rank(entry[task.best_metric]))
+    run = Run(folder, task, size, method, seed, best, args, record)
+    if all(run.figure(figure) is None for figure in figures_of(task)):
+        raise InputError(f"{folder}: its eval_results has no {task.best_metric}, which {task.name} is compared by")
+    return run
+
+
+def _read_results(folder: Path) -> list[dict]:
+    """The evaluations in a folder's results: one in eval_results.json. The published code appends each evaluation to
+    eval_results.txt and saves the model of the best."""
+    path = folder / "eval_results.json"
+    if path.is_file():
+        return [read_json(path)]
+    path = path.with_suffix(".txt")
+    if not path.is_file():
+        return []
+    entries = [{}]
+    with reading(str(path)):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        key, equals, text = (part.strip() for part in line.partition("="))
+        if not line.strip():
+            continue
+        if not equals:
+            raise InputError(f"{path}, line {number}: not of the form key = value")
+        key = _OLDER_NAMES.get(key, key)
+        if key in entries[-1]:
+            entries.append({})
+        try:
+            entries[-1][key] = float(text)
+        except ValueError:
+            entries[-1][key] = text
+    return entries
+
+
+def _rank(value) -> float:
+    return value if isinstance(value, int | float) else -math.inf
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "").lower()
+
+
+def _task_in(parts: tuple[str, ...]) -> str | None:
+    """The task that a path names, the last of them."""
+    names = {_plain(name): name for name in TASKS}
+    return next((names[_plain(part)] for part in reversed(parts) if _plain(part) in names), None)
+
+
+def _task(name: str | None, results: dict, folder: Path) -> Task:
+    if name == "custom":
+        return _CUSTOM_SCORE if "eval_spearman" in results else _CUSTOM
+    if name is None:
+        raise InputError(f"{folder}: neither its eval_results nor its path says which task it is")
+    try:
+        return get_task(name)
+    except (InputError, AttributeError):
+        raise InputError(f"{folder}: {json.dumps(name)} is no GLUE task") from None
