@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bert_emd.comparison import Comparison, Cost, Summary, compare, costs
 from bert_emd.published import published_tables
-from bert_emd.report import Picture, write_report
-from bert_emd.result_tables import Number, Table, latex, markdown
+from bert_emd.report import Picture, report_page
+from bert_emd.result_tables import Number, Table, latex, markdown, markdown_text
 from bert_emd.runs import Run, Unfinished, figures_of, find_runs
 from bert_emd.significance import RESAMPLES
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
@@ -50,26 +50,29 @@ def main(argv: list[str] | None = None) -> None:
     notes += comparison.notes
     title = "Results on the dev set"
 
-    text = "\n".join([f"# {title}", "", *(f"- {note}" for note in notes), "", *map(markdown, [*measured, *published])])
-    out = options.output_dir
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "results.md", text)
-    write_atomically(out / "results.tex", "\n".join(map(latex, [*measured, *published])))
-    write_atomically(out / "results.csv", as_csv(run_rows(runs, unfinished)))
-    write_atomically(out / "summary.csv", as_csv(summary_rows(comparison, cost)))
-    write_report(
-        out / "report.html",
-        title,
-        notes,
-        measured,
-        published,
-        run_pictures(runs) + [Picture(path, path.stem) for path in options.pictures],
-        {run.name: run.command for run in runs if run.command},
-        versions(runs),
-        {str(root): path.read_text(encoding="utf-8") for root, path in plans.items()},
-    )
+    listed = [f"- {markdown_text(note)}" for note in notes]
+    text = "\n".join([f"# {title}", "", *listed, "", *map(markdown, [*measured, *published])])
+    files = {
+        "results.md": text,
+        "results.tex": "\n".join(map(latex, [*measured, *published])),
+        "results.csv": as_csv(run_rows(runs, unfinished)),
+        "summary.csv": as_csv(summary_rows(comparison, cost)),
+        "report.html": report_page(
+            title,
+            notes,
+            measured,
+            published,
+            run_pictures(runs) + [Picture(path, path.stem) for path in options.pictures],
+            {run.name: run.command for run in runs if run.command},
+            versions(runs),
+            {str(root): path.read_text(encoding="utf-8") for root, path in plans.items()},
+        ),
+    }
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(options.output_dir / name, content)
     print(text)
-    print(f"written into {out}: results.md, results.tex, results.csv, summary.csv, report.html")
+    print(f"written into {options.output_dir}: {', '.join(files)}")
 
 
 def choose_baseline(asked: str | None, plans, runs: list[Run]) -> tuple[str | None, list[str]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from bert_emd.result_tables import Number, Table
 from bert_finetune.errors import InputError
-from bert_finetune.files import write_atomically
 
 # Ending -> media type, and what such a file begins with, or holds near its beginning.
 _PICTURES = {".png": ("image/png", b"\x89PNG\r\n"), ".svg": ("image/svg+xml", b"<svg")}
@@ -24,8 +23,7 @@ class Picture:
     caption: str
 
 
-def write_report(
-    path: str | Path,
+def report_page(
     title: str,
     notes: list[str],
     measured: list[Table],
@@ -34,8 +32,8 @@ def write_report(
     commands: dict[str, str],
     versions: Table,
     plans: dict[str, str],
-) -> None:
-    """Write the report. Parts that are empty are left out, headings included.
+) -> str:
+    """The report, as the text of one HTML file. Parts that are empty are left out, headings included.
 
     notes: what the reader should know first. measured, published: the tables, each kind in a block of its own.
     commands: run -> the command that made it. plans: where it lies -> a plan's text.
@@ -56,7 +54,7 @@ def write_report(
         f'<section id="{name.lower()}"><h2>{name}</h2>\n{text}\n</section>' for name, text in parts.items()
     )
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    page = _PAGE.format(
+    return _PAGE.format(
         title=escape(title),
         style=_STYLE,
         script=_SCRIPT,
@@ -64,7 +62,6 @@ def write_report(
         notes=f'<ul class="notes">{listed}</ul>' if notes else "",
         sections=sections,
     )
-    write_atomically(path, page)
 
 
 def _table(table: Table) -> str:

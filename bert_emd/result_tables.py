@@ -32,12 +32,12 @@ class Table:
 
 def markdown(table: Table) -> str:
     """A heading, the table, its notes. Numbers stand on the right."""
-    lines = [f"## {_markdown_text(table.title)}", ""]
+    lines = [f"## {markdown_text(table.title)}", ""]
     sides = ["---:" if _is_numeric(table, k) else "---" for k in range(len(table.header))]
     for cells in (table.header, sides, *table.rows):
-        lines.append("| " + " | ".join(_markdown_text(str(cell)) for cell in cells) + " |")
+        lines.append("| " + " | ".join(markdown_text(str(cell)) for cell in cells) + " |")
     for note in table.notes:
-        lines += ["", _markdown_text(note)]
+        lines += ["", markdown_text(note)]
     return "\n".join(lines) + "\n"
 
 
@@ -75,8 +75,9 @@ def latex_text(text: str) -> str:
     return re.sub(r"(?<![\w.-])-(?=[\d.])", "$-$", escaped)
 
 
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\|*_`]|<(?=[a-zA-Z/!?]))", r"\\\1", " ".join(text.split()))
+def markdown_text(text: str) -> str:
+    """Any text as Markdown shows it, in one line."""
+    return re.sub(r"([\\|*`]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?]))", r"\\\1", " ".join(text.split()))
 
 
 def _is_numeric(table: Table, column: int) -> bool:

@@ -1,0 +1,392 @@
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from bert_emd import emd_task_distill
+from bert_emd.compare_results import main
+from bert_emd.comparison import compare
+from bert_emd.result_tables import Number, Table, latex, markdown
+from bert_emd.runs import find_runs
+from bert_finetune.glue import get_task
+from bert_finetune.metrics import compute_metrics
+from bert_finetune.outputs import write_eval_results
+
+EXAMPLES = 200
+LABELS = np.arange(EXAMPLES) % 2
+
+
+def answers(right: float, shift: int = 0, labels=LABELS) -> np.ndarray:
+    """Logits of which the share `right` is right, `shift` moving where the wrong ones lie."""
+    wrong = (np.arange(len(labels)) + shift) % len(labels) >= round(right * len(labels))
+    return np.eye(2)[np.where(wrong, 1 - labels, labels)]
+
+
+def write_run(folder, logits=None, labels=LABELS, task="RTE", seed=None, **more):
+    """A finished run as the scripts leave it, with `logits` for its dev set(s)."""
+    folder.mkdir(parents=True)
+    sets = logits if isinstance(logits, dict) else {"": logits}
+    results, arrays = {"task": task, "global_step": 10}, {}
+    for name, values in sets.items():
+        figures = compute_metrics(get_task(task), values, labels)
+        results |= {"_".join(filter(None, ("eval", name, key))): value for key, value in figures.items()}
+        arrays |= {"/".join(filter(None, (name, kind))): a for kind, a in (("logits", values), ("labels", labels))}
+    write_eval_results(folder, results | more, [])
+    np.savez(folder / "dev_predictions.npz", **arrays)
+    if seed is not None:
+        run = {"command": f"python run.py --seed {seed}", "folder": ".", "seed": seed, "options": {}}
+        (folder / "args.json").write_text(json.dumps(run | {"versions": {"torch": "2.13.0"}}))
+    return folder
+
+
+def record(folder, **what):
+    """The record that a suite leaves beside a run's folder."""
+    known = {"task": "RTE", "size": None, "method": "emd", "seed": 1, "command": "python x.py", "state": "done"}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.with_name(folder.name + ".json").write_text(json.dumps(known | what))
+
+
+def run(tmp_path, *argv, folder="runs"):
+    """Run the script on `tmp_path`/runs; its results.md, summary.csv and results.csv."""
+    out = tmp_path / "results"
+    main([str(tmp_path / folder), "--output_dir", str(out), "--no_speed", *map(str, argv)])
+    tables = [list(csv.DictReader((out / name).read_text().splitlines())) for name in ("summary.csv", "results.csv")]
+    return (out / "results.md").read_text(), *tables
+
+
+def only(rows, **cells):
+    (row,) = [row for row in rows if all(row[key] == value for key, value in cells.items())]
+    return row
+
+
+def rows_of(text, title):
+    """A Markdown table's rows by their first cell."""
+    block = text.partition(f"## {title}\n\n")[2].partition("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in block]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Three seeds of a baseline (.60, .62, .64 right) and of two rivals: one far ahead, one level."""
+    for seed, right in ((1, 0.60), (2, 0.62), (3, 0.64)):
+        write_run(tmp_path / "runs/RTE/none" / f"seed-{seed}", answers(right), seed=seed, train_seconds=10 * seed)
+        write_run(tmp_path / "runs/RTE/emd" / f"seed-{seed}", answers(right + 0.1 * seed, 7), seed=seed)
+        write_run(tmp_path / "runs/RTE/skip" / f"seed-{seed}", answers(right, 100), seed=seed)
+    return tmp_path
+
+
+def test_means_differences_and_claims(suite, capsys):
+    text, summary, runs = run(suite, "--baseline", "none")
+    assert text in capsys.readouterr().out
+    none, emd, skip = (only(summary, method=method) for method in ("none", "emd", "skip"))
+    assert (float(none["mean"]), float(none["sd"]), none["seeds"]) == (62, 2, "3")
+    assert (none["difference"], none["low"], none["claim"], none["p"]) == ("", "", "", "")
+    assert float(none["train_seconds"]) == 20 and emd["train_seconds"] == ""
+    assert float(emd["difference"]) == pytest.approx(20) and float(emd["low"]) > 0 and emd["claim"] == "better"
+    assert float(emd["p"]) == pytest.approx(0.0742, abs=1e-3)  # t = 20 / (10 / √3) with 2 degrees of freedom
+    assert float(skip["difference"]) == 0 and float(skip["low"]) < 0 < float(skip["high"])
+    assert skip["claim"] == "" and skip["p"] == ""
+    rows = rows_of(text, "RTE, dev set")
+    assert list(rows) == ["none", "emd", "skip"]
+    assert rows["emd"]["difference to none"] == "+20.00" and rows["emd"]["claim"] == "better"
+    assert rows["skip"]["claim"] == "" and rows["none"]["mean ± sd"] == "62.0 ± 2.0"
+    assert len(runs) == 9 and only(runs, method="emd", seed="2")["figure"] == "82.0"
+    assert "mean ± standard deviation over 3 seeds" in text
+
+
+def test_the_other_way_round_it_is_worse(suite):
+    text, summary, _ = run(suite, "--baseline", "emd")
+    assert (
+        only(summary, method="none")["claim"] == "worse" and "worse" in rows_of(text, "RTE, dev set")["none"]["claim"]
+    )
+
+
+def test_without_a_baseline(suite):
+    text, summary, _ = run(suite)
+    assert "No baseline was named (--baseline): no differences." in text
+    assert "claim" not in rows_of(text, "RTE, dev set")["emd"] and only(summary, method="emd")["difference"] == ""
+
+
+def test_the_plan_names_the_baseline(suite):
+    (suite / "runs/plan.toml").write_text('baseline = "skip"\n# <b>')
+    text, summary, _ = run(suite)
+    assert "difference to skip" in text and only(summary, method="emd")["baseline"] == "skip"
+    assert "# &lt;b&gt;" in (suite / "results/report.html").read_text()
+    (suite / "runs/plan.toml").write_text('baseline = "uniform"')
+    assert "The plan's baseline uniform has no finished run: no differences." in run(suite)[0]
+
+
+def test_the_same_call_gives_the_same_tables(suite):
+    assert run(suite, "--baseline", "none") == run(suite, "--baseline", "none")
+
+
+def test_only_common_seeds_are_paired(suite):
+    write_run(suite / "runs/RTE/emd/seed-4", answers(1.0), seed=4)
+    write_run(suite / "runs/RTE/last/seed-9", answers(0.9), seed=9)
+    text, summary, _ = run(suite, "--baseline", "none")
+    emd, last = only(summary, method="emd"), only(summary, method="last")
+    assert (emd["seeds"], emd["common_seeds"]) == ("4", "3") and float(emd["difference"]) == pytest.approx(20)
+    assert (last["difference"], last["sd"]) == ("", "") and "RTE, last: no seed in common with none." in text
+    assert rows_of(text, "All figures, dev set")["emd"]["RTE"].endswith("(4)")
+
+
+def test_no_interval_without_predictions(suite):
+    (suite / "runs/RTE/emd/seed-2/dev_predictions.npz").unlink()
+    text, summary, _ = run(suite, "--baseline", "none")
+    emd = only(summary, method="emd")
+    assert float(emd["difference"]) == pytest.approx(20) and emd["p"] and (emd["low"], emd["claim"]) == ("", "")
+    assert "RTE, emd: no interval, since there is no dev_predictions.npz of RTE emd, seed 2." in text
+
+
+def test_tasks_average_and_mnli(tmp_path):
+    labels = np.arange(300) % 3
+    for method, right in (("none", 0.5), ("emd", 0.75)):
+        matched = np.eye(3)[np.where(np.arange(300) < 300 * right, labels, (labels + 1) % 3)]
+        write_run(
+            tmp_path / f"runs/MNLI/{method}", {"matched": matched, "mismatched": matched[::-1]}, labels, "MNLI", seed=1
+        )
+        write_run(tmp_path / f"runs/rte/{method}", answers(right), seed=1)
+    write_run(tmp_path / "runs/RTE/skip", answers(0.5), seed=1)
+    text, summary, runs = run(tmp_path, "--baseline", "none")
+    rows = rows_of(text, "All figures, dev set")
+    assert list(rows["emd"])[1:] == ["MNLI-m", "MNLI-mm", "RTE", "average"]
+    assert rows["emd"]["MNLI-m"] == rows["emd"]["RTE"] == "75.0" and rows["skip"]["average"] == ""
+    mismatched = float(only(summary, figure="MNLI-mm", method="emd")["mean"])
+    assert float(rows["emd"]["average"]) == pytest.approx((150 + mismatched) / 3, abs=0.06)
+    assert "Average: mean of MNLI-m, MNLI-mm, RTE, for methods that have all of them." in text
+    assert float(only(runs, task="MNLI", method="emd")["mismatched"]) == mismatched
+    assert only(summary, figure="MNLI-m", method="emd")["claim"] == "better"
+
+
+def test_records_say_what_a_run_is(tmp_path):
+    for size in ("4-312", "6-768"):
+        for method in ("none", "emd"):
+            folder = write_run(tmp_path / f"runs/RTE/{size}/{method}/seed-5", answers(0.7), seed=1)
+            record(folder, size=size, method=f"{method}!", seed=7, command=f"python {size}.py")
+    write_run(tmp_path / "runs/RTE/teacher", answers(0.9), seed=42)
+    record(tmp_path / "runs/RTE/teacher", method="teacher", seed=42)
+    _, summary, runs = run(tmp_path, "--baseline", "none!")
+    found = [(row["method"], row["size"]) for row in summary]
+    assert found == [("teacher", ""), ("none!", "4-312"), ("emd!", "4-312"), ("none!", "6-768"), ("emd!", "6-768")]
+    assert only(runs, method="emd!", size="6-768")["command"] == "python 6-768.py"
+    assert only(runs, method="emd!", size="6-768")["seed"] == "7"
+    assert only(summary, method="teacher")["difference"] == "" and only(summary, method="teacher")["mean"] == "90.0"
+    assert only(summary, method="emd!", size="4-312")["difference"] == "0.0"  # each against its own size's baseline
+
+
+def test_the_teachers_row_from_its_students(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/emd/seed-{seed}", answers(0.6), seed=seed, teacher_eval_accuracy=0.8)
+    text, summary, _ = run(tmp_path)
+    assert (only(summary, method="teacher")["mean"], only(summary, method="teacher")["seeds"]) == ("80.0", "1")
+    assert list(rows_of(text, "RTE, dev set")) == ["teacher", "emd"]
+
+
+def test_unfinished_and_failed_runs_are_named(suite):
+    record(suite / "runs/RTE/emd/seed-4", seed=4, state="failed")
+    record(suite / "runs/RTE/last/seed-1", method="last", state="running")
+    (suite / "runs/RTE/last/seed-1/checkpoint-5").mkdir(parents=True)
+    (suite / "runs/RTE/last/seed-1/checkpoint-5/eval_results.json").write_text("{}")
+    (suite / "runs/RTE/uniform/seed-1").mkdir(parents=True)
+    (suite / "runs/RTE/uniform/seed-1/args.json").write_text(json.dumps({"seed": 1}))
+    record(suite / "runs/RTE/none/seed-3", method="none", seed=3, state="stopped")  # run again, and not yet through
+    text, _, runs = run(suite, "--baseline", "none")
+    assert text.splitlines()[2] == (
+        "- 4 runs are left out, not finished: RTE emd, seed 4 (failed); RTE last, seed 1 (running); "
+        "RTE none, seed 3 (stopped); RTE uniform, seed 1 (no eval_results)."
+    )
+    assert len(runs) == 8 + 4 and only(runs, state="failed")["seed"] == "4"
+
+
+def test_the_published_codes_text_file(tmp_path):
+    """It says neither task nor seed; each evaluation is appended, and the model kept is the best one's."""
+    folder = tmp_path / "runs/MRPC/student"
+    folder.mkdir(parents=True)
+    (folder / "eval_results.txt").write_text("acc = 0.80\nf1 = 0.85\nacc = 0.82\nf1 = 0.88\nacc = 0.83\nf1 = 0.87\n")
+    (tmp_path / "runs/MNLI").mkdir()
+    (tmp_path / "runs/MNLI/eval_results.txt").write_text("acc = 0.7\n\nglobal_step = 5\n")
+    text, summary, _ = run(tmp_path)
+    assert only(summary, figure="MRPC F1")["mean"] == "88.0" and only(summary, figure="MRPC F1")["method"] == "student"
+    assert only(summary, figure="MNLI-m")["mean"] == "70.0" and "MNLI-mm, dev" not in text
+
+
+def test_a_task_of_ones_own(tmp_path):
+    for method, right in (("none", 0.5), ("emd", 0.9)):
+        write_run(tmp_path / "runs" / method, answers(right), seed=1, task="RTE")
+        results = json.loads((tmp_path / "runs" / method / "eval_results.json").read_text())
+        (tmp_path / "runs" / method / "eval_results.json").write_text(json.dumps(results | {"task": "custom"}))
+    assert only(run(tmp_path, "--baseline", "none")[1], figure="custom", method="emd")["claim"] == "better"
+
+
+def test_names_are_escaped(tmp_path):
+    name = '50%_a&b, "c" | <i>#{x}'
+    folder = write_run(tmp_path / "runs/RTE/x/seed-1", answers(0.6), seed=1)
+    record(folder, method=name)
+    text, summary, runs = run(tmp_path)
+    assert summary[0]["method"] == runs[0]["method"] == name
+    assert '| 50%\\_a&b, "c" \\| \\<i>#{x} |' in text
+    out = tmp_path / "results"
+    assert r'50\%\_a\&b, "c" | \textless{}i\textgreater{}\#\{x\}' in (out / "results.tex").read_text()
+    page = (out / "report.html").read_text()
+    assert "50%_a&amp;b, &quot;c&quot; | &lt;i&gt;#{x}" in page and "<i>" not in page
+
+
+def test_latex_table():
+    table = Table("A_b", ["method", "mean"], [["none", Number("-1.5 ± 0.2", -1.5)], ["4-312", ""]], ("Over 2 seeds.",))
+    assert latex(table).splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{A\_b}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"method & mean \\",
+        r"\midrule",
+        r"none & $-$1.5 $\pm$ 0.2 \\",
+        r"4-312 &  \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+        r"\smallskip{\footnotesize Over 2 seeds.}",
+        r"\end{table}",
+    ]
+    assert markdown(table).splitlines()[2:5] == ["| method | mean |", "| --- | ---: |", "| none | -1.5 ± 0.2 |"]
+
+
+def damage(path, content):
+    path.write_bytes(content)
+
+
+BAD = {
+    "no such folder": (lambda runs: runs.rename(runs.with_name("elsewhere")), "runs: no such folder"),
+    "nothing in it": (
+        lambda runs: [path.rename(runs.parent / path.name) for path in runs.iterdir()],
+        "no finished run",
+    ),
+    "damaged json": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": "RTE"'),
+        "emd/seed-1/eval_results.json: cannot be loaded",
+    ),
+    "a list": (lambda runs: damage(runs / "RTE/emd/seed-1/args.json", b"[]"), "args.json: cannot be loaded: holds no"),
+    "damaged record": (lambda runs: damage(runs / "RTE/emd/seed-1.json", b"\xff"), "seed-1.json: cannot be loaded"),
+    "no npz": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/dev_predictions.npz", b"PK\x03\x04 cut"),
+        "emd/seed-1/dev_predictions.npz: cannot be loaded",
+    ),
+    "another array": (
+        lambda runs: np.savez(runs / "RTE/emd/seed-1/dev_predictions.npz", scores=LABELS),
+        "dev_predictions.npz: cannot be loaded: KeyError",
+    ),
+    "too few logits": (
+        lambda runs: np.savez(runs / "RTE/emd/seed-1/dev_predictions.npz", logits=answers(0.7)[:9], labels=LABELS),
+        "dev_predictions.npz: does not hold logits and a label for each dev example",
+    ),
+    "stale logits": (
+        lambda runs: np.savez(runs / "RTE/emd/seed-1/dev_predictions.npz", logits=answers(0.1), labels=LABELS),
+        "gives eval_accuracy 0.1000, but the eval_results beside it 0.7000; they are not of the same run",
+    ),
+    "another dev set": (
+        lambda runs: write_run(runs / "RTE/other", answers(0.6, labels=1 - LABELS), 1 - LABELS, seed=1),
+        "two dev sets of RTE cannot be compared",
+    ),
+    "a figure that is none": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": "RTE", "eval_accuracy": "high"}'),
+        "eval_accuracy of its eval_results is 'high', not a number",
+    ),
+    "no figure": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": "RTE"}'),
+        "its eval_results has no eval_accuracy, which RTE is compared by",
+    ),
+    "unknown task": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": "XNLI"}'),
+        'emd/seed-1: "XNLI" is no GLUE task',
+    ),
+    "no task": (
+        lambda runs: (
+            (runs.parent / "runs/plain").mkdir(),
+            damage(runs.parent / "runs/plain/eval_results.txt", b"acc = 1"),
+        ),
+        "plain: neither its eval_results nor its path says which task it is",
+    ),
+    "no line of figures": (
+        lambda runs: ((runs / "plain").mkdir(), damage(runs / "plain/eval_results.txt", b"acc = 1\nhello")),
+        "plain/eval_results.txt, line 2: not of the form key = value",
+    ),
+    "the same run twice": (
+        lambda runs: write_run(runs / "RTE/seed-1/emd", answers(0.6), seed=1),
+        "both are RTE emd, seed 1",
+    ),
+    "a bad plan": (lambda runs: damage(runs / "plan.toml", b"baseline = "), "plan.toml: cannot be loaded"),
+    "a damaged picture": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/flow.png", b"GIF89a"),
+        "flow.png: is not a PNG or SVG picture",
+    ),
+}
+
+
+@pytest.mark.parametrize(("what", "line"), BAD.values(), ids=BAD)
+def test_bad_input(what, line, suite, exits_with_2):
+    what(suite / "runs")
+    assert line in exits_with_2(main, suite / "runs", "--no_speed", "--output_dir", suite / "results")
+    assert not (suite / "results/results.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--baseline", "uniform"], "--baseline uniform: no finished run is of this method; there are emd, none, skip"),
+        (["--resamples", "10"], "--resamples 10: an interval needs 100 or more"),
+        (["--pictures", "none.png"], "none.png: No such file or directory"),
+    ],
+)
+def test_bad_options(options, line, suite, exits_with_2):
+    assert line in exits_with_2(main, suite / "runs", "--no_speed", "--output_dir", suite / "results", *options)
+
+
+def test_two_plans_with_different_baselines(suite, exits_with_2):
+    for name, baseline in (("RTE", "none"), ("MRPC", "emd")):
+        (suite / "runs" / name).mkdir(exist_ok=True)
+        (suite / "runs" / name / "plan.toml").write_text(f'baseline = "{baseline}"')
+    said = exits_with_2(main, suite / "runs/RTE", suite / "runs/MRPC", "--output_dir", suite / "results")
+    assert "the plans name different baselines: none, emd; give --baseline" in said
+
+
+def test_folders_that_overlap_are_read_once(suite):
+    runs, _ = find_runs([suite / "runs", suite / "runs/RTE"])
+    assert len(runs) == 9
+
+
+def test_resampled_intervals_come_from_the_library(suite):
+    """The importable pieces give what the script writes."""
+    runs, _ = find_runs([suite / "runs"])
+    emd = next(s for s in compare(runs, "none").summaries if s.method == "emd")
+    row = only(run(suite, "--baseline", "none")[1], method="emd")
+    assert emd.interval == pytest.approx((float(row["low"]), float(row["high"])), abs=1e-6)
+
+
+def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
+    """Tiny students, with and without EMD, two seeds each, compared with the teacher's figures, size and speed."""
+    monkeypatch.chdir(tmp_path)
+    for method, options in {"none": ("--layer_mapping", "none", "--alpha", "0"), "emd": ()}.items():
+        for seed in (1, 2):
+            out = tmp_path / "runs/RTE" / method / f"seed-{seed}"
+            argv = ["--teacher_model", teacher, "--student_layers", 2, "--task_name", "RTE", "--seed", seed, *options]
+            argv += ["--data_dir", glue_dir / "RTE", "--output_dir", out, "--max_seq_length", 32, "--no_cuda"]
+            emd_task_distill.main([str(argument) for argument in [*argv, "--num_train_epochs", 1]])
+    main(["runs", "--baseline", "none"])
+    text = (tmp_path / "results/results.md").read_text()
+    rows = rows_of(text, "All figures, dev set")
+    assert list(rows) == ["teacher", "none", "emd"]
+    told = [json.loads((tmp_path / f"runs/RTE/emd/seed-{k}/eval_results.json").read_text()) for k in (1, 2)]
+    assert float(rows["emd"]["RTE"].split()[0]) == pytest.approx(50 * sum(t["eval_accuracy"] for t in told), abs=0.06)
+    assert float(rows["teacher"]["RTE"].split()[0]) == pytest.approx(100 * told[0]["teacher_eval_accuracy"], abs=0.06)
+    assert rows["teacher"]["speed-up"] == "1.0 x" and rows["none"]["speed-up"] == rows["emd"]["speed-up"]
+    assert float(rows["emd"]["weights (MB)"]) <= float(rows["teacher"]["weights (MB)"])
+    assert "Speed-up: on a batch of 8 x 62 made-up tokens" in text
+    emd = rows_of(text, "RTE, dev set")["emd"]
+    assert re.fullmatch(r"\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", emd["95 % interval"]) and float(emd["training (s)"]) >= 0
+    page = (tmp_path / "results/report.html").read_text()
+    assert "data:image/png;base64," in page and "RTE emd, seed 1: flow" in page
+    assert 'id="commands"' in page and "<td>transformers</td>" in page
