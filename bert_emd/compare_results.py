@@ -114,8 +114,8 @@ def overview(comparison: Comparison, cost: Costs, conditions: str) -> Table:
         cells = [mean_cell(summary, with_seeds=len(counts) > 1) for summary in found]
         rows.append([method, size or "", *cells, points(average), *cost_cells(cost.get((size, method)))])
     titles = [figure.title for figure in figures]
-    seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "seeds, whose number stands in brackets"
-    notes = [f"Dev set, in points; mean ± standard deviation over {seeds}."]
+    seeds = counts.pop() if len(counts) == 1 else "in brackets"
+    notes = [f"Dev set, in points: mean ± standard deviation over seeds (number of seeds: {seeds})."]
     if len(figures) > 1:
         notes.append(f"Average: mean of {', '.join(titles)}, for methods that have all of them.")
     notes += [conditions] if conditions else []

@@ -123,9 +123,10 @@ def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], res
             told = {"difference": float(np.subtract(ours, theirs).mean()), "p": seeds_p_value(ours, theirs)}
             lacking = [run.name for side in paired for run in side if run.name not in resampled]
             if lacking:
+                more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
                 comparison.notes.append(
                     f"{figure.title}, {method}: no interval, since there is no dev_predictions.npz of "
-                    f"{', '.join(lacking)}."
+                    f"{lacking[0]}{more}."
                 )
             else:
                 ours, theirs = (100 * np.stack([resampled[run.name] for run in side]) for side in paired)
@@ -225,7 +226,7 @@ def _time(folders: Iterable[Path]) -> tuple[list[float], str]:
     known = min(model.config.vocab_size for model in models)
     ids = torch.randint(known, (_BATCH, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     footprints = measure_models(models, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU (threads: {torch.get_num_threads()})"
     conditions = (
         f"Speed-up: on a batch of {_BATCH} x {tokens} made-up tokens, {where}, float32, one model an architecture."
     )

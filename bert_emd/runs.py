@@ -225,7 +225,7 @@ def _read_run(root: Path, folder: Path, record: dict) -> Run | Unfinished:
     seed = record.get("seed", args.get("seed", seeds[-1] if seeds else None))
     rest = [p for p in inner if not (re.fullmatch(r"seed-\d+", p) or (task_name and _plain(p) == _plain(task_name)))]
     outer = [p for p in reversed(parts) if not re.fullmatch(r"seed-\d+", p)]
-    method, size = record.get("method") or "/".join(rest) or outer[0], record.get("size")
+    method, size = record.get("method") or "/".join(rest) or outer[0], record.get("size") or None
     state = record.get("state", _FINISHED)
     if state != _FINISHED or not results:
         state = state if state != _FINISHED else "no eval_results"

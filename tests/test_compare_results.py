@@ -4,12 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from conftest import save_bert
 
 from bert_emd import emd_task_distill
 from bert_emd.compare_results import main
 from bert_emd.comparison import compare
 from bert_emd.result_tables import Number, Table, latex, markdown
-from bert_emd.runs import find_runs
+from bert_emd.runs import figures_of, find_runs
 from bert_finetune.glue import get_task
 from bert_finetune.metrics import compute_metrics
 from bert_finetune.outputs import write_eval_results
@@ -94,7 +95,7 @@ def test_means_differences_and_claims(suite, capsys):
     assert rows["emd"]["difference to none"] == "+20.00" and rows["emd"]["claim"] == "better"
     assert rows["skip"]["claim"] == "" and rows["none"]["mean ± sd"] == "62.0 ± 2.0"
     assert len(runs) == 9 and only(runs, method="emd", seed="2")["figure"] == "82.0"
-    assert "mean ± standard deviation over 3 seeds" in text
+    assert "standard deviation over seeds (number of seeds: 3)." in text
 
 
 def test_the_other_way_round_it_is_worse(suite):
@@ -167,7 +168,7 @@ def test_records_say_what_a_run_is(tmp_path):
             folder = write_run(tmp_path / f"runs/RTE/{size}/{method}/seed-5", answers(0.7), seed=1)
             record(folder, size=size, method=f"{method}!", seed=7, command=f"python {size}.py")
     write_run(tmp_path / "runs/RTE/teacher", answers(0.9), seed=42)
-    record(tmp_path / "runs/RTE/teacher", method="teacher", seed=42)
+    record(tmp_path / "runs/RTE/teacher", method="teacher", size="", seed=None)
     _, summary, runs = run(tmp_path, "--baseline", "none!")
     found = [(row["method"], row["size"]) for row in summary]
     assert found == [("teacher", ""), ("none!", "4-312"), ("emd!", "4-312"), ("none!", "6-768"), ("emd!", "6-768")]
@@ -364,6 +365,19 @@ def test_resampled_intervals_come_from_the_library(suite):
     emd = next(s for s in compare(runs, "none").summaries if s.method == "emd")
     row = only(run(suite, "--baseline", "none")[1], method="emd")
     assert emd.interval == pytest.approx((float(row["low"]), float(row["high"])), abs=1e-6)
+
+
+def test_a_real_run_of_mnli(glue_dir, tmp_path):
+    """Both of its dev sets are found by the names that the trainer gives them."""
+    teacher = save_bert(tmp_path / "teacher", get_task("MNLI").class_names)
+    argv = ["--teacher_model", teacher, "--student_layers", 1, "--task_name", "MNLI", "--data_dir", glue_dir / "MNLI"]
+    argv += ["--output_dir", tmp_path / "runs/emd", "--max_seq_length", 32, "--no_cuda", "--max_steps", 1]
+    emd_task_distill.main([str(argument) for argument in argv])
+    (found,), _ = find_runs([tmp_path / "runs"])
+    for figure in figures_of(found.task):
+        logits, labels = found.predictions(figure)
+        assert logits.shape == (12, 3) and figure.of(logits, labels) == pytest.approx(found.figure(figure))
+        assert found.figure(figure, "teacher_") is not None
 
 
 def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
