@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the three models go"
     )
+    parser.add_argument("--data_only", action="store_true", help="only fetch model and text and write the sentences")
     options = parser.parse_args(argv)
     options.output_dir = options.output_dir.resolve()
     train_sentences, epochs = (None, 3) if options.full else (1800, 2)
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     train, dev = split_sentences(SENTENCES.read_text(encoding="utf-8"))
     write_task(data, train[:train_sentences], dev)
     print(f"{data}: {len(train[:train_sentences])} training and {len(dev)} dev sentences")
+    if options.data_only:
+        return
 
     teacher, plain, emd = (options.output_dir / name for name in ("teacher", "student-plain", "student-emd"))
     shared = ["--task_name", "SST-2", "--data_dir", data, "--max_seq_length", 64, "--num_train_epochs", epochs]

@@ -1,0 +1,109 @@
+"""How long a suite will take, from a few steps of some of its runs."""
+
+import json
+import math
+import tempfile
+import time
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bert_emd.recipes import recipe_defaults
+from bert_emd.suite_plan import STUDENT, TEACHER, Plan
+from bert_emd.suite_runs import Run, as_arguments, last_error, run_script
+from bert_finetune.errors import InputError
+from bert_finetune.glue import TASKS
+from bert_finetune.tables import read_table
+
+STEPS = 8
+_FEW_STEPS = {"max_steps": STEPS, "eval_strategy": "no", "save_strategy": "no", "do_predict": False}
+# An evaluation's time per example, in that of training: a forward pass is a third of forward and backward.
+_FORWARD = 1 / 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one step, and of all that a run does once: start, reading, the last evaluation, saving."""
+
+    step: float
+    once: float
+
+
+def estimate(plan: Plan, runs: list[Run], environment: dict[str, str]) -> dict[str, float]:
+    """Name of every run that is not done -> its seconds.
+
+    Measured are `STEPS` steps of each task's teacher and of a student by the baseline, and for the first task of each
+    method and each size; the other cells are products of these. Raises InputError where one of them fails.
+    """
+    left = [run for run in runs if not run.is_done()]
+    students = {(run.task, run.size, run.method): run for run in reversed(runs) if run.seed is not None}
+    wanted = [run for run in left if run.seed is not None]
+    tasks, sizes, methods = (list(dict.fromkeys(getattr(r, key) for r in wanted)) for key in ("task", "size", "method"))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def measure(run: Run) -> Cost:
+            print(f"measuring {STEPS} steps of {run.name.removesuffix(f'/seed-{run.seed}')}", flush=True)
+            return _measure(run, Path(folder), environment)
+
+        teachers = {run.task: measure(run) for run in left if run.seed is None}
+        base = {task: measure(students[task, sizes[0], plan.baseline]) for task in tasks}
+        first = {(sizes[0], plan.baseline): base[tasks[0]]} if tasks else {}
+        for size, method in [(sizes[0], method) for method in methods] + [(size, plan.baseline) for size in sizes]:
+            if (size, method) not in first:
+                first[size, method] = measure(students[tasks[0], size, method])
+
+    def cost(run: Run) -> Cost:
+        if run.seed is None:
+            return teachers[run.task]
+        factors = [
+            first[cell].step / base[tasks[0]].step for cell in ((run.size, plan.baseline), (sizes[0], run.method))
+        ]
+        return replace(base[run.task], step=base[run.task].step * math.prod(factors))
+
+    rows = {task: _rows(plan, task) for task in {run.task for run in left}}
+    return {run.name: _seconds(_resolved(run), cost(run), *rows[run.task]) for run in left}
+
+
+def _measure(run: Run, folder: Path, environment: dict[str, str]) -> Cost:
+    """Do a few steps of a run in `folder`; its teacher is the one there, if it has not been trained yet."""
+    place = dict(run.place)
+    if run.teacher and not run.teacher.is_done():
+        place["teacher_model"] = str(folder / run.teacher.name)
+    short = replace(run, folder=folder / run.name, options=run.options | _FEW_STEPS, place=place)
+    short.folder.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    with open(short.log, "wb") as log:
+        returncode = run_script(short.command, environment, log)
+    if returncode:
+        raise InputError(f"{run.name}: {last_error(short.log, returncode)}; tried with {short.shown}")
+    training = json.loads((short.folder / "eval_results.json").read_text())["train_seconds"]
+    return Cost(step=training / STEPS, once=time.monotonic() - begin - training)
+
+
+def _rows(plan: Plan, name: str) -> tuple[int, int]:
+    """How many rows a task has to train on, and in all its dev sets."""
+    task = TASKS[name]
+    train, *dev = (
+        len(read_table(plan.file(task, file), task.headerless).rows) for file in (task.train, *task.dev.values())
+    )
+    return train, sum(dev)
+
+
+def _resolved(run: Run) -> Namespace:
+    """A run's options with their defaults. Of a recipe's, those of a 4-layer student: times do not depend on these."""
+    arguments = as_arguments(run.options)
+    if run.seed is None:
+        return TEACHER.parser().parse_known_args(arguments)[0]
+    parser = STUDENT.parser()
+    chosen, _ = parser.parse_known_args(arguments)
+    parser.set_defaults(**recipe_defaults(chosen.recipe, 4, run.task, chosen.pred_distill))
+    return parser.parse_known_args(arguments)[0]
+
+
+def _seconds(options: Namespace, cost: Cost, train_rows: int, dev_rows: int) -> float:
+    batch = options.per_device_train_batch_size * options.gradient_accumulation_steps
+    epoch = math.ceil(train_rows / batch)
+    steps = options.max_steps if options.max_steps > 0 else math.ceil(epoch * options.num_train_epochs)
+    every = options.eval_steps or options.save_steps or (500 if options.evaluate_during_training else epoch)
+    evaluations = 0 if options.eval_strategy == "no" else steps / (every * steps if every < 1 else every)
+    return cost.once + cost.step * (steps + evaluations * _FORWARD * dev_rows / batch)

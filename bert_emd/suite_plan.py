@@ -1,0 +1,199 @@
+"""Plans of suites: read from TOML, checked wholly, and unrolled into runs. plans/ holds some; README explains them."""
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bert_emd.emd_task_distill import DistillationArguments
+from bert_emd.suite_runs import Run, as_arguments
+from bert_finetune.arguments import Parser, RunArguments, TaskArguments
+from bert_finetune.checkpoints import load_config
+from bert_finetune.errors import InputError
+from bert_finetune.glue import TASKS, Task
+from bert_finetune.run_glue import ModelArguments
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# What a run's place in the plan decides.
+_GIVEN = "task_name data_dir output_dir teacher_model resume_from_checkpoint overwrite_output_dir do_train help".split()
+_KEYS = "tasks seeds baseline data_dir teacher student sizes methods".split()
+# A word for a folder, and not the teacher's.
+_FOLDER_NAME = re.compile(r"(?!teacher$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
+_KINDS = {str: "texts", int: "whole numbers"}
+
+
+@dataclass(frozen=True)
+class Script:
+    """One of the two scripts that a suite runs. `given`: options that a plan must not set."""
+
+    path: str
+    arguments: tuple[type, ...]
+    given: tuple[str, ...]
+
+    @functools.cached_property
+    def _checker(self) -> Parser:
+        return self.parser()
+
+    def parser(self) -> Parser:
+        parser = Parser(*self.arguments, TaskArguments, RunArguments, description="")
+        # A plan's table need not hold what another one gives.
+        for action in parser._actions:
+            action.required = False
+        return parser
+
+    def check(self, where: str, options: dict) -> None:
+        """Raise InputError for options that the script does not have, or that do not fit."""
+        for name, value in options.items():
+            if name in self.given:
+                raise InputError(f"{where}: {name} has no place in a plan; the suite gives it")
+            values = value if isinstance(value, list) else [value]
+            if not values or not all(isinstance(one, str | int | float) for one in values):
+                raise InputError(f"{where}: {name}: give true, false, a number, a text, or a list of such")
+            try:
+                _, unknown = self._checker.parse_known_args(as_arguments({name: value}))
+            except InputError as error:
+                raise InputError(f"{where}: {str(error).removesuffix('; see --help')}") from None
+            if unknown:
+                raise InputError(f"{where}: {self.path} has no option {name}")
+
+
+TEACHER = Script("bert_finetune/run_glue.py", (ModelArguments,), tuple(_GIVEN))
+STUDENT = Script("bert_emd/emd_task_distill.py", (DistillationArguments,), (*_GIVEN, "seed"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """tasks x sizes x methods x seeds. A plan without sizes has one, called "".
+
+    teacher, student: options by task. teacher_folder: where a finished teacher lies, with {task}, in place of options.
+    baseline: the method that others are measured against.
+    """
+
+    path: Path
+    tasks: list[str]
+    seeds: list[int]
+    baseline: str
+    data_dir: str
+    teacher: dict[str, dict]
+    teacher_folder: str | None
+    student: dict[str, dict]
+    sizes: dict[str, dict]
+    methods: dict[str, dict]
+
+    def runs(self, output_dir: Path) -> list[Run]:
+        """Every run, each teacher before its students. Raises InputError for a student that nothing is made from."""
+        return [run for task in self.tasks for run in self._runs(task, output_dir)]
+
+    def _runs(self, task: str, output_dir: Path) -> Iterator[Run]:
+        shared = {"task_name": task, "data_dir": self.data_dir, "do_train": True}
+        if self.teacher_folder:
+            teacher, teacher_folder = None, self.teacher_folder.replace("{task}", task)
+            shared["teacher_model"] = teacher_folder
+        else:
+            options = self.teacher[task] | shared
+            teacher = Run(task, "", "teacher", None, TEACHER.path, options, output_dir / task / "teacher")
+            yield teacher
+        for size, of_size in self.sizes.items():
+            for method, of_method in self.methods.items():
+                options = self.student[task] | of_size | of_method | shared
+                if ("student_model" in options) == ("student_layers" in options):
+                    name = "/".join(filter(None, (task, size, method)))
+                    raise InputError(f"{self.path}: {name}: give either student_layers or student_model")
+                for seed in self.seeds:
+                    folder = output_dir / task / size / method / f"seed-{seed}"
+                    place = {"teacher_model": str(teacher.folder)} if teacher else {}
+                    yield Run(task, size, method, seed, STUDENT.path, options | {"seed": seed}, folder, place, teacher)
+
+    def file(self, task: Task, name: str) -> Path:
+        """Where one of a task's files lies, as the scripts look for it."""
+        return TaskArguments(task_name=task.name, data_dir=self.data_dir).file(name)
+
+    def check_sources(self) -> None:
+        """Raise InputError where data or models that the plan names are not there."""
+        for task in map(TASKS.get, self.tasks):
+            for name in (task.train, *task.dev.values()):
+                if not self.file(task, name).is_file():
+                    raise InputError(f"{self.path}: data_dir {self.data_dir}: has no {name} for {task.name}")
+        models = {}
+        for task in self.tasks:
+            if self.teacher_folder:
+                models[self.teacher_folder.replace("{task}", task)] = "[teacher] folder"
+            else:
+                models[self.teacher[task]["model_name_or_path"]] = "[teacher] model_name_or_path"
+            for options in (self.student[task], *self.sizes.values(), *self.methods.values()):
+                if "student_model" in options:
+                    models[options["student_model"]] = "student_model"
+        for model, option in models.items():
+            load_config(model, f"{self.path}: {option}")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan and check all that it says by itself; what lies outside it is for `Plan.check_sources`.
+
+    Raises InputError that names the file and the place in it.
+    """
+
+    def check(fits: bool, what: str) -> None:
+        if not fits:
+            raise InputError(f"{path}: {what}")
+
+    def distinct(key: str, kind: type) -> list:
+        values = plan.get(key)
+        good = isinstance(values, list) and values and all(type(value) is kind for value in values)
+        check(good and len(set(values)) == len(values), f"{key}: give a list of different {_KINDS[kind]}")
+        return values
+
+    def table(holder: dict, key: str, where: str) -> dict:
+        check(isinstance(holder.get(key, {}), dict), f"{where}: must be a table")
+        return holder.get(key, {})
+
+    def named(key: str) -> dict[str, dict]:
+        tables = table(plan, key, key)
+        for name in tables:
+            check(_FOLDER_NAME.fullmatch(name), f"[{key}.{name}]: {name!r} cannot be the name of a folder here")
+            STUDENT.check(f"{path}: [{key}.{name}]", table(tables, name, f"{key}.{name}"))
+        return tables
+
+    def by_task(key: str, script: Script) -> dict[str, dict]:
+        options = table(plan, key, key)
+        shared = {name: value for name, value in options.items() if not isinstance(value, dict)}
+        for name in options.keys() - shared.keys():
+            check(name in tasks, f"[{key}.{name}]: {name} is not one of the plan's tasks")
+            script.check(f"{path}: [{key}.{name}]", options[name])
+        script.check(f"{path}: [{key}]", shared)
+        return {task: shared | options.get(task, {}) for task in tasks}
+
+    try:
+        plan = tomllib.loads(path.read_bytes().decode())
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    for key in plan:
+        check(key in _KEYS, f"{key} is not a key of a plan; these are: {', '.join(_KEYS)}")
+    tasks, seeds = distinct("tasks", str), distinct("seeds", int)
+    for task in tasks:
+        check(task in TASKS, f"tasks: {task!r} is none of {', '.join(TASKS)}")
+    check(all(0 <= seed < 2**32 for seed in seeds), "seeds: must be from 0 to 4294967295")
+    methods, sizes = named("methods"), named("sizes")
+    check(methods, "methods: give at least one, as [methods.emd]")
+    baseline, data_dir = plan.get("baseline"), plan.get("data_dir", "glue_data")
+    check(baseline in [*methods], f"baseline: must be one of the methods: {', '.join(methods)}")
+    check(isinstance(data_dir, str), "data_dir: must be a text")
+    folder = table(plan, "teacher", "teacher").get("folder")
+    if folder is None:
+        teacher = by_task("teacher", TEACHER)
+        for task, options in teacher.items():
+            check("model_name_or_path" in options, f"[teacher]: give model_name_or_path, or a folder, for {task}")
+    else:
+        teacher = {}
+        alone = isinstance(folder, str) and len(plan["teacher"]) == 1
+        check(alone, "[teacher]: folder is where a finished teacher lies, and goes with no other option")
+    student = by_task("student", STUDENT)
+    read = Plan(path, tasks, seeds, baseline, data_dir, teacher, folder, student, sizes or {"": {}}, methods)
+    read.runs(Path())
+    return read

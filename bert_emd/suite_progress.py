@@ -1,0 +1,117 @@
+"""How a suite shows where it stands: a table redrawn in place on a terminal, elsewhere one line per event."""
+
+import shutil
+import sys
+import time
+from statistics import mean
+
+from bert_emd.suite_runs import Run
+
+_UP_AND_CLEAR = "\033[{}F\033[J"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `45 s`, `12.5 min` or `3.4 h`."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def in_table(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def by_cell(runs: list[Run]) -> tuple[list[str], list[str], dict[tuple[str, str], list[Run]]]:
+    """Rows (task and size) and columns (methods, the teacher's first) of a table, and the runs of each of its cells.
+
+    A task's teacher stands in the row of its first size.
+    """
+    cells = {}
+    for run in runs:
+        sizes = [other.size for other in runs if other.task == run.task and other.seed is not None]
+        size = sizes[0] if run.seed is None and sizes else run.size
+        cells.setdefault((f"{run.task} {size}".strip(), run.method), []).append(run)
+    return list(dict.fromkeys(row for row, _ in cells)), list(dict.fromkeys(column for _, column in cells)), cells
+
+
+class Progress:
+    """Shows the state of all runs. `records`: run name -> record, of which `state`, `seconds` and `error` are read."""
+
+    def __init__(self, runs: list[Run], jobs: int, stream=None):
+        self._runs, self._jobs, self._stream = runs, jobs, stream or sys.stdout
+        self._shown: dict[str, str] = {}
+        self._begins: dict[str, float] = {}
+        self._height = 0
+
+    def show(self, records: dict[str, dict]) -> None:
+        """Show what has changed since the last call."""
+        states = {run.name: records.get(run.name, {}).get("state", "waiting") for run in self._runs}
+        for name, state in states.items():
+            if state == "running" and name not in self._begins:
+                self._begins[name] = time.monotonic()
+        if self._stream.isatty():
+            self._redraw(self._table(states, records))
+        else:
+            self._report(states, records)
+        self._shown = states
+
+    def _report(self, states: dict[str, str], records: dict[str, dict]) -> None:
+        ended = sum(state in ("done", "failed", "skipped") for state in states.values())
+        place = f"[{ended}/{len(states)}]"
+        if not self._shown:
+            print(f"{place} {len(states) - ended} runs to go, {self._jobs} side by side", file=self._stream, flush=True)
+            return
+        for run in self._runs:
+            state, record = states[run.name], records.get(run.name, {})
+            if state != self._shown[run.name]:
+                more = f" in {duration(record['seconds'])}" if "seconds" in record else ""
+                more += f": {record['error']}" if "error" in record else ""
+                print(f"{place} {run.name} {state}{more}", file=self._stream, flush=True)
+
+    def _redraw(self, lines: list[str]) -> None:
+        width = shutil.get_terminal_size().columns
+        up = _UP_AND_CLEAR.format(self._height) if self._height else ""
+        self._stream.write(up + "".join(line[: width - 1] + "\n" for line in lines))
+        self._stream.flush()
+        self._height = len(lines)
+
+    def _table(self, states: dict[str, str], records: dict[str, dict]) -> list[str]:
+        rows, columns, cells = by_cell(self._runs)
+
+        def cell(row: str, column: str) -> str:
+            here = [states[run.name] for run in cells.get((row, column), [])]
+            counts = {state: here.count(state) for state in ("done", "running", "failed", "skipped")}
+            marks = [f"{counts[state]} {state}" for state in ("running", "failed", "skipped") if counts[state]]
+            return ", ".join([f"{counts['done']}/{len(here)}", *marks]) if here else ""
+
+        table = in_table([["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)])
+        done = sum(state == "done" for state in states.values())
+        left = self._left(states, records)
+        about = "" if left is None else f", about {duration(left)} left"
+        failures = [f"{name}: {record['error']}" for name, record in records.items() if record["state"] == "failed"]
+        return [*table, f"{done} of {len(states)} runs done{about}", *failures[-3:]]
+
+    def _left(self, states: dict[str, str], records: dict[str, dict]) -> float | None:
+        """Seconds until all is done, by the mean of finished runs that are most like each other; None: none is known."""
+
+        def likenesses(run: Run) -> list[tuple]:
+            kind = run.seed is None
+            return [(kind, run.task, run.size, run.method), (kind, run.task), (kind,), ()]
+
+        known: dict[tuple, list[float]] = {}
+        for run in self._runs:
+            if states[run.name] == "done":
+                for likeness in likenesses(run):
+                    known.setdefault(likeness, []).append(records[run.name]["seconds"])
+        if not known:
+            return None
+        seconds = 0
+        for run in self._runs:
+            if states[run.name] in ("waiting", "running"):
+                whole = mean(next(known[likeness] for likeness in likenesses(run) if likeness in known))
+                gone = time.monotonic() - self._begins[run.name] if states[run.name] == "running" else 0
+                seconds += max(0, whole - gone)
+        return seconds / self._jobs

@@ -1,0 +1,381 @@
+"""The schedule is tested with stand-ins for the two scripts (suite_scripts.py), the whole way once with the scripts."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import suite_scripts
+from conftest import ROOT
+
+from bert_emd import run_suite, suite_plan
+from bert_emd.suite_plan import read_plan
+
+PLAN = """
+tasks = ["RTE", "MRPC"]
+seeds = [1, 2]
+baseline = "none"
+data_dir = "{data}"
+
+[teacher]
+model_name_or_path = "{model}"
+
+[student]
+student_layers = 2
+
+[methods.none]
+layer_mapping = "none"
+
+[methods.emd]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, glue_dir, pretrained):
+    """Write a plan: `PLAN`, with some of its text replaced."""
+
+    def write(*changes: tuple[str, str]) -> Path:
+        text = PLAN.format(data=glue_dir, model=pretrained)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "plan.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    for name in ("TEACHER", "STUDENT"):
+        monkeypatch.setattr(suite_plan, name, getattr(suite_plan, name))  # put back in the end
+    suite_scripts.use_stand_ins(tmp_path)
+
+
+def suite(plan, out, *more) -> None:
+    run_suite.main([str(plan), "--output_dir", str(out), *map(str, more)])
+
+
+def record(folder: Path) -> dict:
+    return json.loads(folder.with_name(folder.name + ".json").read_text())
+
+
+def starts(folder: Path) -> list[str]:
+    return [line.split()[1] for line in (folder / "starts").read_text().splitlines()]
+
+
+def states(out: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(out))[:-5]: json.loads(p.read_text())["state"]
+        for p in sorted(out.glob("*/**/*.json"))
+        if "state" in json.loads(p.read_text())
+    }
+
+
+def start(plan, out, tmp_path, **options) -> subprocess.Popen:
+    """The suite in a process of its own, with the stand-ins."""
+    code = (
+        "import sys; from pathlib import Path; import suite_scripts; from bert_emd import run_suite;"
+        "suite_scripts.use_stand_ins(Path(sys.argv[1])); run_suite.main(sys.argv[2:])"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path, plan, "--output_dir", out, "--jobs", "2"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
+        text=True,
+        **options,
+    )
+
+
+def wait_for(fits, process) -> None:
+    deadline = time.monotonic() + 120
+    while not fits():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys):
+    path, out = (
+        plan(("[methods.none]", "[sizes.two]\n[sizes.one]\nstudent_layers = 1\n[methods.none]")),
+        tmp_path / "out",
+    )
+    suite(path, out, "--jobs", 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[0/18] 18 runs to go, 2 side by side" and lines[-1] == "18 done, 0 failed, 0 skipped"
+    assert len([line for line in lines if " done in " in line]) == 18
+    assert (out / "plan.toml").read_text() == path.read_text()
+    students = [
+        f"{task}/{size}/{method}/seed-{seed}"
+        for task in ("RTE", "MRPC")
+        for size in ("two", "one")
+        for method in ("none", "emd")
+        for seed in (1, 2)
+    ]
+    assert states(out) == dict.fromkeys(sorted([*students, "RTE/teacher", "MRPC/teacher"]), "done")
+    one = record(out / "RTE/one/emd/seed-2")
+    assert (one["task"], one["size"], one["method"], one["seed"], one["returncode"]) == ("RTE", "one", "emd", 2, 0)
+    assert "--student_layers 1 --task_name RTE" in one["command"]
+    assert f"--seed 2 --teacher_model {out}/RTE/teacher --output_dir {out}/RTE/one/emd/seed-2" in one["command"]
+    # Half of the cores for each; the whole output is kept.
+    assert "threads" in (out / "RTE/one/emd/seed-2.log").read_text()
+
+    # Nothing is repeated, and what the plan has more is run.
+    path.write_text(path.read_text().replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    suite(path, out)
+    assert {len(starts(p.parent)) for p in out.glob("**/starts")} == {1} and len([*out.glob("**/starts")]) == 26
+
+
+def test_a_failed_run_does_not_stop_the_others(plan, stand_ins, tmp_path, capsys):
+    path, out = plan(('layer_mapping = "none"', "weight_decay = 13")), tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_info:
+        suite(path, out)
+    said = capsys.readouterr()
+    assert exit_info.value.code == 1 and "6 done, 4 failed, 0 skipped" in said.out
+    assert f"RTE/none/seed-1: script.py: error: an unlucky number; see {out}/RTE/none/seed-1.log" in said.err
+    assert record(out / "RTE/none/seed-1")["returncode"] == 1 and record(out / "RTE/emd/seed-2")["state"] == "done"
+    with pytest.raises(SystemExit):
+        suite(path, out)
+    assert starts(out / "RTE/none/seed-1") == ["new", "resumed"] and starts(out / "RTE/emd/seed-2") == ["new"]
+
+
+def test_students_of_a_failed_teacher_are_skipped(plan, stand_ins, tmp_path, capsys):
+    path, out = plan(("[student]", "[teacher.RTE]\nweight_decay = 13\n[student]")), tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_info:
+        suite(path, out)
+    assert exit_info.value.code == 1 and "5 done, 1 failed, 4 skipped" in capsys.readouterr().out
+    assert states(out)["RTE/teacher"] == "failed" and states(out)["RTE/emd/seed-1"] == "skipped"
+    # Its options mended, and what it left removed, all are run.
+    path.write_text(path.read_text().replace("= 13", "= 12"))
+    (out / "RTE/teacher/starts").unlink(), (out / "RTE/teacher/checkpoint-1").rmdir(), (out / "RTE/teacher").rmdir()
+    suite(path, out)
+    assert set(states(out).values()) == {"done"} and starts(out / "MRPC/teacher") == ["new"]
+
+
+def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
+    more = "student_layers = 2\nlogging_steps = 300"
+    path, out = plan(("student_layers = 2", more), ("[1, 2]", "[1]"), ("[methods.emd]", "")), tmp_path / "out"
+    killed = start(path, out, tmp_path)
+    running = [out / task / "none/seed-1" for task in ("RTE", "MRPC")]
+    wait_for(lambda: all((folder / "starts").exists() for folder in running), killed)
+    # A second suite in the same folder is refused.
+    second = start(path, out, tmp_path, stderr=subprocess.PIPE)
+    assert second.communicate(timeout=120)[1] == f"-c: error: --output_dir {out}: another suite is running there\n"
+    assert second.returncode == 2
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    pids = [int((folder / "starts").read_text().split()[0]) for folder in running]
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, pids))
+    assert [record(folder)["state"] for folder in running] == ["running"] * 2
+    suite(path, out, "--jobs", 2)
+    assert len(states(out)) == 4 and set(states(out).values()) == {"done"}
+    assert [starts(folder) for folder in running] == [["new", "resumed"]] * 2
+    assert starts(out / "RTE/teacher") == ["new"]
+
+
+def test_interrupted(plan, tmp_path):
+    path, out = plan(("student_layers = 2", "student_layers = 2\nlogging_steps = 60")), tmp_path / "out"
+    process = start(path, out, tmp_path, stderr=subprocess.PIPE)
+    running = out / "RTE/none/seed-1"
+    wait_for((running / "starts").exists, process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "-c: interrupted; the same command goes on from here\n"
+    assert process.returncode == 130
+    assert record(running)["state"] == "stopped" and "running" not in states(out).values()
+    assert not is_alive(int((running / "starts").read_text().split()[0]))
+
+
+def test_a_run_waits_for_an_earlier_start_of_itself(plan, stand_ins, tmp_path):
+    """One that outlived its suite, as it may where the kernel does not end it: it still holds its log."""
+    path, out = plan(('["RTE", "MRPC"]', '["RTE"]'), ("[1, 2]", "[1]"), ("[methods.emd]", "")), tmp_path / "out"
+    (out / "RTE").mkdir(parents=True)
+    with open(out / "RTE/teacher.log", "ab") as log:
+        lock = "import fcntl, time; fcntl.flock(1, fcntl.LOCK_EX); open('locked', 'w'); time.sleep(60)"
+        earlier = subprocess.Popen([sys.executable, "-c", lock], stdout=log, cwd=tmp_path)
+    wait_for((tmp_path / "locked").exists, earlier)
+    threading.Timer(1.5, earlier.kill).start()
+    begin = time.monotonic()
+    suite(path, out)
+    assert time.monotonic() - begin > 1 and starts(out / "RTE/teacher") == ["new"]
+    earlier.wait()
+
+
+def test_a_changed_plan_is_refused(plan, stand_ins, tmp_path, exits_with_2):
+    path, out = plan(), tmp_path / "out"
+    suite(path, out)
+    path.write_text(path.read_text().replace("[methods.emd]", "[methods.emd]\nbeta = 0.1"))
+    line = exits_with_2(run_suite.main, path, "--output_dir", out)
+    assert f"{out}/RTE/emd/seed-1: was run with beta=None, and the plan now says beta=0.1; remove the folder" in line
+    assert "beta" not in (out / "plan.toml").read_text()
+    (tmp_path / "other/RTE/teacher").mkdir(parents=True)
+    line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "other")
+    assert f"{tmp_path}/other/RTE/teacher: there already, but of no suite" in line
+
+
+def test_dry_run(plan, stand_ins, tmp_path, capsys):
+    path, out = plan(), tmp_path / "out"
+    suite(path, out, "--dry_run", "--jobs", 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert not out.exists()
+    assert [line.rpartition("measuring 8 steps of ")[2] for line in lines if "measuring" in line] == [
+        *("RTE/teacher", "MRPC/teacher", "RTE/none", "MRPC/none", "RTE/emd"),
+    ]
+    assert "10 of 10 runs to go" in lines and any("An estimate, from 8 steps of some runs:" in line for line in lines)
+    # 24 rows in batches of 32: a step an epoch, of .1 seconds; 3 epochs for a teacher.
+    table = [line.split() for line in lines if line.startswith(("RTE", "MRPC"))]
+    assert [row[0] for row in table] == ["RTE", "MRPC"] and all(row[2::2] == ["s", "s", "s"] for row in table)
+    # The commands are as they stand.
+    commands = [line for line in lines if line.startswith("python ")]
+    (out / "RTE").mkdir(parents=True)
+    for command in (commands[0], commands[1]):
+        (out / "RTE/none").mkdir(exist_ok=True)
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    assert (out / "RTE/none/seed-1/eval_results.json").exists()
+
+
+def test_dry_run_says_what_fails(plan, stand_ins, tmp_path, exits_with_2):
+    path = plan(('layer_mapping = "none"', "weight_decay = 13"))
+    line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out", "--dry_run")
+    assert "RTE/none/seed-1: script.py: error: an unlucky number; tried with python" in line
+
+
+def test_on_a_terminal(plan, stand_ins, tmp_path):
+    path, out = (
+        plan(('layer_mapping = "none"', "weight_decay = 13"), ("[methods.emd]", "[methods.emd]\nlogging_steps=1")),
+        tmp_path / "out",
+    )
+    controller, terminal = pty.openpty()
+    process = start(path, out, tmp_path, stdout=terminal, stderr=subprocess.DEVNULL)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(controller, 4096)
+        except OSError:  # the other side is closed
+            break
+    assert process.wait() == 1
+    tables = shown.decode().replace("\r\n", "\n").split("\033[J")
+    assert len(tables) > 3 and all("F" in table.rpartition("\033[")[2] for table in tables[:-1])
+    last = tables[-1].splitlines()
+    assert last[0].split() == ["teacher", "none", "emd"]
+    assert last[1].split() == ["RTE", "1/1", "0/2,", "2", "failed", "2/2"]
+    assert last[3].startswith("6 of 10 runs done") and "an unlucky number" in last[4]
+    assert any("1 running" in table and "left" in table for table in tables)
+
+
+def test_jobs_and_their_devices(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    memory = type("memory", (), {"available": 3.5 * run_suite.MEMORY_PER_RUN})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert run_suite.local_environments(None) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert run_suite.local_environments(1) == [{"OMP_NUM_THREADS": "8"}]
+    memory.available = 0
+    assert len(run_suite.local_environments(None)) == 1
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run_suite.local_environments(None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in run_suite.local_environments(3)] == ["5", "7", "5"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds", "seed", "seed is not a key of a plan; these are: tasks, seeds"),
+        ("seeds = [1, 2]", "", "seeds: give a list of different whole numbers"),
+        ("[1, 2]", "[]", "seeds: give a list of different whole numbers"),
+        ("[1, 2]", "[1, 1]", "seeds: give a list of different whole numbers"),
+        ("[1, 2]", "[true]", "seeds: give a list of different whole numbers"),
+        ("[1, 2]", "[-1]", "seeds: must be from 0 to 4294967295"),
+        ("[1, 2]", "[1, 2", "plan.toml: "),
+        ('"MRPC"', '"XNLI"', "tasks: 'XNLI' is none of CoLA"),
+        ('"MRPC"', '"RTE"', "tasks: give a list of different texts"),
+        ('baseline = "none"', 'baseline = "other"', "baseline: must be one of the methods: none, emd"),
+        ('baseline = "none"', "baseline = [1]", "baseline: must be one of the methods"),
+        ('data_dir = "', 'data_dir = "nowhere', "has no train.tsv for RTE"),
+        ("[student]", "[student.CoLA]", "[student.CoLA]: CoLA is not one of the plan's tasks"),
+        ("student_layers = 2", "", "RTE/none: give either student_layers or student_model"),
+        ("[methods.emd]", '[methods.emd]\nstudent_model = "x"', "RTE/emd: give either student_layers or"),
+        ("[methods.emd]", "[methods.emd]\nbetta = 1", "emd]: bert_emd/emd_task_distill.py has no option betta"),
+        ("[methods.emd]", '[methods.emd]\nbeta = "x"', "[methods.emd]: argument --beta: invalid float value: 'x'"),
+        ("[methods.emd]", '[methods.emd]\nlayer_mapping = "x"', "emd]: argument --layer_mapping: invalid choice"),
+        ("[methods.emd]", "[methods.emd]\nbeta = []", "[methods.emd]: beta: give true, false, a number"),
+        ("[methods.emd]", "[methods.emd]\nbeta = {a = 1}", "[methods.emd]: beta: give true, false, a number"),
+        ("[methods.emd]", "[methods.emd]\nseed = 1", "[methods.emd]: seed has no place in a plan; the suite gives it"),
+        ("[methods.emd]", '[methods.emd]\noutput_dir = "x"', "output_dir has no place in a plan"),
+        ("[methods.emd]", "[methods]\nemd = 1", "plan.toml: "),
+        ("[methods.emd]", '[methods."a/b"]', "[methods.a/b]: 'a/b' cannot be the name of a folder here"),
+        ("[methods.emd]", "[methods.teacher]", "[methods.teacher]: 'teacher' cannot be the name of a folder here"),
+        ("[methods.emd]", '[sizes.".."]', "[sizes...]: '..' cannot be the name of a folder here"),
+        ("[teacher]", '[teacher]\nfolder = "x"', "[teacher]: folder is where a finished teacher lies"),
+        ("[teacher]", "[teacher]\nbeta = 1", "[teacher]: bert_finetune/run_glue.py has no option beta"),
+        ("model_name_or_path", "model_type", "[teacher]: give model_name_or_path, or a folder, for RTE"),
+        ('model_name_or_path = "', 'model_name_or_path = "/nowhere', "[teacher] model_name_or_path"),
+    ],
+)  # fmt: skip
+def test_bad_plans(old, new, said, plan, tmp_path, exits_with_2):
+    path = plan((old, new))
+    line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out")
+    assert f"error: {path}: " in line and said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_options(plan, tmp_path, exits_with_2):
+    out = ("--output_dir", tmp_path / "out")
+    assert "nowhere.toml: No such file" in exits_with_2(run_suite.main, tmp_path / "nowhere.toml", *out)
+    assert "--jobs: at least 1" in exits_with_2(run_suite.main, plan(), *out, "--jobs", 0)
+    assert "--output_dir" in exits_with_2(run_suite.main, plan())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_plan_that_comes_with_the_project(path):
+    plan = read_plan(path)
+    runs = plan.runs(Path("out"))
+    assert len({run.folder for run in runs}) == len(runs)
+    assert len(runs) == len(plan.tasks) * (1 + len(plan.sizes) * len(plan.methods) * len(plan.seeds))
+    assert path.read_text().startswith("# ")
+
+
+def test_with_the_real_scripts(plan, pretrained, teacher, glue_dir, tmp_path, capsys):
+    """A teacher and a student, estimated and run; then students of a teacher that is there."""
+    options = 'num_train_epochs = 1\nmax_seq_length = 32\nuse_cpu = true\nreport_to = "none"\n'
+    path = plan(
+        ('["RTE", "MRPC"]', '["RTE"]'),
+        ("[1, 2]", "[1]"),
+        ("[methods.emd]", ""),
+        ("[student]", options + "[student]\n" + options),
+    )
+    out = tmp_path / "out"
+    suite(path, out, "--dry_run")
+    assert "An estimate, from 8 steps" in capsys.readouterr().out
+    suite(path, out)
+    results = json.loads((out / "RTE/none/seed-1/eval_results.json").read_text())
+    assert results["task"] == "RTE" and "eval_accuracy" in results
+    command = json.loads((out / "RTE/none/seed-1/args.json").read_text())["command"]
+    assert command.endswith(record(out / "RTE/none/seed-1")["command"].removeprefix("python "))
+
+    folder = path.read_text().replace(
+        f'model_name_or_path = "{pretrained}"\n{options}', f'folder = "{out}/{{task}}/teacher"\n'
+    )
+    path.write_text(folder)
+    suite(path, tmp_path / "given")
+    assert states(tmp_path / "given") == {"RTE/none/seed-1": "done"}
