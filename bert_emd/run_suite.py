@@ -88,7 +88,7 @@ def local_environments(jobs: int | None) -> list[dict[str, str]]:
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = named.split(",") if named else [str(k) for k in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fit = min(cores // 2, psutil.virtual_memory().available // MEMORY_PER_RUN)
+    fit = min(cores // 2, int(psutil.virtual_memory().available / MEMORY_PER_RUN))
     jobs = jobs or len(gpus) or max(1, fit)
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} if gpus else {}) for k in range(jobs)]

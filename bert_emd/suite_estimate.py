@@ -55,10 +55,9 @@ def estimate(plan: Plan, runs: list[Run], environment: dict[str, str]) -> dict[s
     def cost(run: Run) -> Cost:
         if run.seed is None:
             return teachers[run.task]
-        factors = [
-            first[cell].step / base[tasks[0]].step for cell in ((run.size, plan.baseline), (sizes[0], run.method))
-        ]
-        return replace(base[run.task], step=base[run.task].step * math.prod(factors))
+        alike = first[run.size, plan.baseline], first[sizes[0], run.method]
+        factor = math.prod(one.step / base[tasks[0]].step for one in alike)
+        return replace(base[run.task], step=base[run.task].step * factor)
 
     rows = {task: _rows(plan, task) for task in {run.task for run in left}}
     return {run.name: _seconds(_resolved(run), cost(run), *rows[run.task]) for run in left}

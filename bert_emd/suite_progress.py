@@ -95,7 +95,7 @@ class Progress:
         return [*table, f"{done} of {len(states)} runs done{about}", *failures[-3:]]
 
     def _left(self, states: dict[str, str], records: dict[str, dict]) -> float | None:
-        """Seconds until all is done, by the mean of finished runs that are most like each other; None: none is known."""
+        """Seconds until all is done, by the means of the finished runs that are most alike; None: there are none."""
 
         def likenesses(run: Run) -> list[tuple]:
             kind = run.seed is None

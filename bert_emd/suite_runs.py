@@ -256,13 +256,15 @@ class RayEngine:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"--ray_address {address}: {reason(error)}; 'ray start --head' starts a cluster") from None
         self._ray = ray
-        has = ray.cluster_resources()
-        gpus = min(1, has.get("GPU", 0)) if gpus is None else gpus
-        cpus = (max(1, has["CPU"] * gpus // has["GPU"]) if gpus else 2) if cpus is None else cpus
+        has, machines = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus is None:
+            gpus = 1 if has.get("GPU") else 0
+        if cpus is None:
+            cpus = max(1, has.get("CPU", 0) * gpus // has["GPU"]) if has.get("GPU") else 2
         asked = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
-        self.jobs = int(min(has.get(name, 0) / amount for name, amount in asked.items()))
+        self.jobs = sum(int(min(machine.get(name, 0) / asked[name] for name in asked)) for machine in machines)
         if self.jobs < 1:
-            raise InputError(f"--ray_address {address}: the cluster has no room for a run that asks for {asked}")
+            raise InputError(f"--ray_address {address}: no machine there has {cpus:g} CPUs and {gpus:g} GPUs for a run")
         threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=self.RETRIES)(_execute_in)
         self.submit = lambda run: task.remote(os.getcwd(), run, threads).future()

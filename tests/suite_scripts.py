@@ -1,7 +1,7 @@
 """Stand-ins for the two scripts that a suite runs: they take the same options and are done at once.
 
-A run sleeps --logging_steps seconds unless it resumes, fails with --weight_decay 13, prints its thread count, and leaves a line in
-`starts` for each time it is started; `--resume_from_checkpoint` counts only where there is a checkpoint.
+A run sleeps --logging_steps seconds unless it resumes, fails with --weight_decay 13, and leaves a line in `starts` for
+each time it is started: its process, and whether there was a checkpoint to resume from.
 """
 
 import dataclasses

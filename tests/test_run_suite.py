@@ -189,7 +189,8 @@ def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
 
 
 def test_interrupted(plan, tmp_path):
-    path, out = plan(("student_layers = 2", "student_layers = 2\nlogging_steps = 60")), tmp_path / "out"
+    more = "student_layers = 2\nlogging_steps = 300"
+    path, out = plan(("student_layers = 2", more), ("[1, 2]", "[1]"), ("[methods.emd]", "")), tmp_path / "out"
     process = start(path, out, tmp_path, stderr=subprocess.PIPE)
     running = out / "RTE/none/seed-1"
     wait_for((running / "starts").exists, process)
@@ -317,7 +318,7 @@ def test_jobs_and_their_devices(monkeypatch):
         ("[methods.emd]", '[methods.emd]\nstudent_model = "x"', "RTE/emd: give either student_layers or"),
         ("[methods.emd]", "[methods.emd]\nbetta = 1", "emd]: bert_emd/emd_task_distill.py has no option betta"),
         ("[methods.emd]", '[methods.emd]\nbeta = "x"', "[methods.emd]: argument --beta: invalid float value: 'x'"),
-        ("[methods.emd]", '[methods.emd]\nlayer_mapping = "x"', "emd]: argument --layer_mapping: invalid choice"),
+        ("[methods.emd]", '[methods.emd]\nlayer_mapping = "x"', "layer-mapping: invalid choice: 'x'"),
         ("[methods.emd]", "[methods.emd]\nbeta = []", "[methods.emd]: beta: give true, false, a number"),
         ("[methods.emd]", "[methods.emd]\nbeta = {a = 1}", "[methods.emd]: beta: give true, false, a number"),
         ("[methods.emd]", "[methods.emd]\nseed = 1", "[methods.emd]: seed has no place in a plan; the suite gives it"),
