@@ -111,7 +111,7 @@ def show_what_is_left(plan: Plan, runs: list[Run], environments: list[dict[str, 
     total = sum(seconds.values())
     print(
         *("", *lines, ""),
-        f"An estimate, from {STEPS} steps of some runs: {duration(total)} one after the other, "
+        f"An estimate, from {STEPS} steps of some runs on this machine: {duration(total)} one after the other, "
         f"{duration(total / len(environments))} with {len(environments)} side by side.",
         "Steps after the first few are often faster, and the teacher's answers, once kept, save more.",
         sep="\n",

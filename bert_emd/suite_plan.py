@@ -20,8 +20,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# What a run's place in the plan decides.
-_GIVEN = "task_name data_dir output_dir teacher_model resume_from_checkpoint overwrite_output_dir do_train help".split()
+# What a run's place in the plan decides, and what does not go with that.
+_GIVEN = """
+    task_name data_dir train_file validation_file test_file teacher_model output_dir overwrite_output_dir
+    resume_from_checkpoint do_train help
+""".split()
 _KEYS = "tasks seeds baseline data_dir teacher student sizes methods".split()
 # A word for a folder, and not the teacher's.
 _FOLDER_NAME = re.compile(r"(?!teacher$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
@@ -51,7 +54,7 @@ class Script:
         """Raise InputError for options that the script does not have, or that do not fit."""
         for name, value in options.items():
             if name in self.given:
-                raise InputError(f"{where}: {name} has no place in a plan; the suite gives it")
+                raise InputError(f"{where}: {name} has no place in a plan; the suite decides on it")
             values = value if isinstance(value, list) else [value]
             if not values or not all(isinstance(one, str | int | float) for one in values):
                 raise InputError(f"{where}: {name}: give true, false, a number, a text, or a list of such")

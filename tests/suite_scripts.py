@@ -2,12 +2,34 @@
 
 A run sleeps --logging_steps seconds unless it resumes, fails with --weight_decay 13, and leaves a line in `starts` for
 each time it is started: its process, and whether there was a checkpoint to resume from.
+
+    python tests/suite_scripts.py FOLDER ...    run_suite.py ... with stand-ins, which are written into FOLDER
 """
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
 
-from bert_emd import suite_plan
+from bert_emd import run_suite, suite_plan
+
+PLAN = """
+tasks = ["RTE", "MRPC"]
+seeds = [1, 2]
+baseline = "none"
+data_dir = "{data}"
+
+[teacher]
+model_name_or_path = "{model}"
+
+[student]
+student_layers = 2
+
+[methods.none]
+layer_mapping = "none"
+
+[methods.emd]
+"""
 
 SCRIPT = """
 import json, os, sys, time
@@ -38,3 +60,33 @@ def use_stand_ins(folder: Path) -> None:
         path = folder / f"{name.lower()}.py"
         path.write_text(SCRIPT)
         setattr(suite_plan, name, dataclasses.replace(getattr(suite_plan, name), path=str(path)))
+
+
+def write_plan(path: Path, data: Path, model: Path, *changes: tuple[str, str]) -> Path:
+    """`PLAN`, with some of its text replaced."""
+    text = PLAN.format(data=data, model=model)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def starts(folder: Path) -> list[str]:
+    """How a run was started, each time: new or resumed."""
+    return [line.split()[1] for line in (folder / "starts").read_text().splitlines()]
+
+
+def record(folder: Path) -> dict:
+    return json.loads(folder.with_name(folder.name + ".json").read_text())
+
+
+def states(out: Path) -> dict[str, str]:
+    """Run -> state, of all that have a record."""
+    folders = [path.with_suffix("") for path in sorted(out.glob("**/*.json")) if path.name != "eval_results.json"]
+    return {str(folder.relative_to(out)): record(folder)["state"] for folder in folders if folder.name != "args"}
+
+
+if __name__ == "__main__":
+    use_stand_ins(Path(sys.argv[1]))
+    run_suite.main(sys.argv[2:])

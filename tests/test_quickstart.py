@@ -50,6 +50,16 @@ def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
     assert (out / "student-emd" / "model.safetensors").exists()
 
 
+def test_data_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "fetch_model", lambda: None)
+    monkeypatch.setattr(quickstart, "fetch_text", lambda: None)
+    monkeypatch.setattr(quickstart, "SENTENCES", tmp_path / "rated.txt")
+    quickstart.SENTENCES.write_text(rated_sentences(1200))
+    quickstart.main(["--output_dir", str(tmp_path / "out"), "--data_only"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data"]
+    assert len((tmp_path / "out/data/train.tsv").read_text().splitlines()) == 1 + 1200 - 992
+
+
 def test_split():
     train, dev = quickstart.split_sentences(rated_sentences(2000))
     assert (len(train), len(dev)) == (2000 - 992, 992)

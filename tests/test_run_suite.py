@@ -1,5 +1,6 @@
 """The schedule is tested with stand-ins for the two scripts (suite_scripts.py), the whole way once with the scripts."""
 
+import functools
 import json
 import os
 import pty
@@ -13,43 +14,15 @@ from pathlib import Path
 import pytest
 import suite_scripts
 from conftest import ROOT
+from suite_scripts import record, starts, states, write_plan
 
 from bert_emd import run_suite, suite_plan
 from bert_emd.suite_plan import read_plan
 
-PLAN = """
-tasks = ["RTE", "MRPC"]
-seeds = [1, 2]
-baseline = "none"
-data_dir = "{data}"
-
-[teacher]
-model_name_or_path = "{model}"
-
-[student]
-student_layers = 2
-
-[methods.none]
-layer_mapping = "none"
-
-[methods.emd]
-"""
-
 
 @pytest.fixture
 def plan(tmp_path, glue_dir, pretrained):
-    """Write a plan: `PLAN`, with some of its text replaced."""
-
-    def write(*changes: tuple[str, str]) -> Path:
-        text = PLAN.format(data=glue_dir, model=pretrained)
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new)
-        path = tmp_path / "plan.toml"
-        path.write_text(text)
-        return path
-
-    return write
+    return functools.partial(write_plan, tmp_path / "plan.toml", glue_dir, pretrained)
 
 
 @pytest.fixture
@@ -63,34 +36,10 @@ def suite(plan, out, *more) -> None:
     run_suite.main([str(plan), "--output_dir", str(out), *map(str, more)])
 
 
-def record(folder: Path) -> dict:
-    return json.loads(folder.with_name(folder.name + ".json").read_text())
-
-
-def starts(folder: Path) -> list[str]:
-    return [line.split()[1] for line in (folder / "starts").read_text().splitlines()]
-
-
-def states(out: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(out))[:-5]: json.loads(p.read_text())["state"]
-        for p in sorted(out.glob("*/**/*.json"))
-        if "state" in json.loads(p.read_text())
-    }
-
-
 def start(plan, out, tmp_path, **options) -> subprocess.Popen:
     """The suite in a process of its own, with the stand-ins."""
-    code = (
-        "import sys; from pathlib import Path; import suite_scripts; from bert_emd import run_suite;"
-        "suite_scripts.use_stand_ins(Path(sys.argv[1])); run_suite.main(sys.argv[2:])"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path, plan, "--output_dir", out, "--jobs", "2"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
-        text=True,
-        **options,
-    )
+    command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--jobs", "2"]
+    return subprocess.Popen(command, text=True, **options)
 
 
 def wait_for(fits, process) -> None:
@@ -172,7 +121,10 @@ def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
     wait_for(lambda: all((folder / "starts").exists() for folder in running), killed)
     # A second suite in the same folder is refused.
     second = start(path, out, tmp_path, stderr=subprocess.PIPE)
-    assert second.communicate(timeout=120)[1] == f"-c: error: --output_dir {out}: another suite is running there\n"
+    assert (
+        second.communicate(timeout=120)[1]
+        == f"suite_scripts.py: error: --output_dir {out}: another suite is running there\n"
+    )
     assert second.returncode == 2
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -195,7 +147,7 @@ def test_interrupted(plan, tmp_path):
     running = out / "RTE/none/seed-1"
     wait_for((running / "starts").exists, process)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "-c: interrupted; the same command goes on from here\n"
+    assert process.communicate(timeout=60)[1] == "suite_scripts.py: interrupted; the same command goes on from here\n"
     assert process.returncode == 130
     assert record(running)["state"] == "stopped" and "running" not in states(out).values()
     assert not is_alive(int((running / "starts").read_text().split()[0]))
@@ -236,7 +188,7 @@ def test_dry_run(plan, stand_ins, tmp_path, capsys):
     assert [line.rpartition("measuring 8 steps of ")[2] for line in lines if "measuring" in line] == [
         *("RTE/teacher", "MRPC/teacher", "RTE/none", "MRPC/none", "RTE/emd"),
     ]
-    assert "10 of 10 runs to go" in lines and any("An estimate, from 8 steps of some runs:" in line for line in lines)
+    assert "10 of 10 runs to go" in lines and any("An estimate, from 8 steps of some runs" in line for line in lines)
     # 24 rows in batches of 32: a step an epoch, of .1 seconds; 3 epochs for a teacher.
     table = [line.split() for line in lines if line.startswith(("RTE", "MRPC"))]
     assert [row[0] for row in table] == ["RTE", "MRPC"] and all(row[2::2] == ["s", "s", "s"] for row in table)
@@ -321,7 +273,7 @@ def test_jobs_and_their_devices(monkeypatch):
         ("[methods.emd]", '[methods.emd]\nlayer_mapping = "x"', "layer-mapping: invalid choice: 'x'"),
         ("[methods.emd]", "[methods.emd]\nbeta = []", "[methods.emd]: beta: give true, false, a number"),
         ("[methods.emd]", "[methods.emd]\nbeta = {a = 1}", "[methods.emd]: beta: give true, false, a number"),
-        ("[methods.emd]", "[methods.emd]\nseed = 1", "[methods.emd]: seed has no place in a plan; the suite gives it"),
+        ("[methods.emd]", "[methods.emd]\nseed = 1", "[methods.emd]: seed has no place in a plan; the suite decides"),
         ("[methods.emd]", '[methods.emd]\noutput_dir = "x"', "output_dir has no place in a plan"),
         ("[methods.emd]", "[methods]\nemd = 1", "plan.toml: "),
         ("[methods.emd]", '[methods."a/b"]', "[methods.a/b]: 'a/b' cannot be the name of a folder here"),
@@ -345,6 +297,12 @@ def test_bad_options(plan, tmp_path, exits_with_2):
     assert "nowhere.toml: No such file" in exits_with_2(run_suite.main, tmp_path / "nowhere.toml", *out)
     assert "--jobs: at least 1" in exits_with_2(run_suite.main, plan(), *out, "--jobs", 0)
     assert "--output_dir" in exits_with_2(run_suite.main, plan())
+
+
+def test_without_ray(plan, tmp_path, monkeypatch, exits_with_2):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    line = exits_with_2(run_suite.main, plan(), "--output_dir", tmp_path / "out", "--engine", "ray")
+    assert line.endswith("--engine ray: Ray is not installed; pip install ray")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("*.toml")), ids=lambda path: path.stem)
