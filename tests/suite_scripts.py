@@ -83,8 +83,9 @@ def record(folder: Path) -> dict:
 
 def states(out: Path) -> dict[str, str]:
     """Run -> state, of all that have a record."""
-    folders = [path.with_suffix("") for path in sorted(out.glob("**/*.json")) if path.name != "eval_results.json"]
-    return {str(folder.relative_to(out)): record(folder)["state"] for folder in folders if folder.name != "args"}
+    folders = [path.with_suffix("") for path in sorted(out.glob("**/*.json"))]
+    records = {str(folder.relative_to(out)): record(folder) for folder in folders}
+    return {name: each["state"] for name, each in records.items() if "state" in each}
 
 
 if __name__ == "__main__":
