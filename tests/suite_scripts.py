@@ -8,7 +8,10 @@ each time it is started: its process, and whether there was a checkpoint to resu
 
 import dataclasses
 import json
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bert_emd import run_suite, suite_plan
@@ -86,6 +89,26 @@ def states(out: Path) -> dict[str, str]:
     folders = [path.with_suffix("") for path in sorted(out.glob("**/*.json"))]
     records = {str(folder.relative_to(out)): record(folder) for folder in folders}
     return {name: each["state"] for name, each in records.items() if "state" in each}
+
+
+def wait_until(fits: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not fits():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def wait_for(fits: Callable[[], bool], suite: subprocess.Popen) -> None:
+    """Wait for something that a suite does on its way."""
+    wait_until(lambda: fits() or suite.poll() is not None, seconds=180)
+    assert fits(), suite.communicate()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import suite_scripts
 from conftest import ROOT
-from suite_scripts import record, starts, states, write_plan
+from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
 
 from bert_emd import run_suite, suite_plan
 from bert_emd.suite_plan import read_plan
@@ -40,20 +40,6 @@ def start(plan, out, tmp_path, **options) -> subprocess.Popen:
     """The suite in a process of its own, with the stand-ins."""
     command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--jobs", "2"]
     return subprocess.Popen(command, text=True, **options)
-
-
-def wait_for(fits, process) -> None:
-    deadline = time.monotonic() + 120
-    while not fits():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys):
@@ -129,10 +115,7 @@ def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     pids = [int((folder / "starts").read_text().split()[0]) for folder in running]
-    deadline = time.monotonic() + 10
-    while any(map(is_alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, pids))
+    wait_until(lambda: not any(map(is_alive, pids)))
     assert [record(folder)["state"] for folder in running] == ["running"] * 2
     suite(path, out, "--jobs", 2)
     assert len(states(out)) == 4 and set(states(out).values()) == {"done"}

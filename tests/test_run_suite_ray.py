@@ -1,12 +1,12 @@
-"""A suite on a cluster of two machines, one of which is lost in the middle: all runs end, none ends twice."""
+"""A suite on a cluster of two machines, one of which is lost in the middle: all runs end, none ends twice; Ctrl-C."""
 
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
-from suite_scripts import record, starts, states, write_plan
+from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
 
 from bert_emd import run_suite
 
@@ -16,33 +16,52 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 
 
-def test_a_machine_is_lost(glue_dir, pretrained, tmp_path, monkeypatch):
+@pytest.fixture
+def cluster():
+    """Two machines with room for a run each, beside the one that leads."""
+    started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+    for _ in range(2):
+        started.add_node(num_cpus=1, **SMALL)
+    yield started
+    started.shutdown()
+
+
+def start(cluster, plan, out, tmp_path) -> subprocess.Popen:
+    """A suite on the cluster, as soon as both machines are at work on a student."""
+    command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--engine", "ray"]
+    command += ["--ray_address", cluster.address, "--cpus_per_run", "1"]
+    suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(list(out.glob("*/*/*/starts"))) == 2, suite)
+    return suite
+
+
+def test_a_machine_is_lost(cluster, glue_dir, pretrained, tmp_path, monkeypatch):
     changes = ("[1, 2]", "[1]"), ("student_layers = 2", "student_layers = 2\nlogging_steps = 8")
     plan, out = write_plan(tmp_path / "plan.toml", glue_dir, pretrained, *changes), tmp_path / "out"
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
-    try:
-        machines = [cluster.add_node(num_cpus=1, **SMALL) for _ in range(2)]
-        command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out]
-        command += ["--engine", "ray", "--ray_address", cluster.address, "--cpus_per_run", "1"]
-        suite = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 180
-        # Both machines at work on a student.
-        while len(states(out)) < 4 or list(states(out).values()).count("running") < 2:
-            assert suite.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        running = {name for name, state in states(out).items() if state == "running"}
-        cluster.remove_node(machines[0], allow_graceful=False)
-        said = suite.communicate(timeout=300)[0]
-    finally:
-        cluster.shutdown()
-    assert suite.returncode == 0, said
+    suite = start(cluster, plan, out, tmp_path)
+    running = {name for name, state in states(out).items() if state == "running"}
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    said, errors = suite.communicate(timeout=300)
+    assert suite.returncode == 0, errors
     assert said.startswith("[0/6] 6 runs to go, 2 side by side") and said.endswith("6 done, 0 failed, 0 skipped\n")
     assert len(states(out)) == 6 and set(states(out).values()) == {"done"}
     (again,) = (name for name in states(out) if starts(out / name) != ["new"])
     assert again in running and starts(out / again) == ["new", "resumed"]
     assert "threads 1 " in (out / "RTE/emd/seed-1.log").read_text()
     assert record(out / "RTE/emd/seed-1")["returncode"] == 0
+
+
+def test_interrupted(cluster, glue_dir, pretrained, tmp_path):
+    changes = ("[1, 2]", "[1]"), ("student_layers = 2", "student_layers = 2\nlogging_steps = 300")
+    plan, out = write_plan(tmp_path / "plan.toml", glue_dir, pretrained, *changes), tmp_path / "out"
+    suite = start(cluster, plan, out, tmp_path)
+    suite.send_signal(signal.SIGINT)
+    assert suite.communicate(timeout=60)[1].endswith("interrupted; the same command goes on from here\n")
+    assert suite.returncode == 130
+    pids = [int(path.read_text().split()[0]) for path in out.glob("*/*/*/starts")]
+    wait_until(lambda: not any(map(is_alive, pids)))
+    assert sorted(states(out).values()) == ["done", "done", "stopped", "stopped"]
 
 
 def test_no_cluster(glue_dir, pretrained, tmp_path, monkeypatch, exits_with_2):
