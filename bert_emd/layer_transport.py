@@ -18,6 +18,8 @@ import pyemd
 import torch
 from torch import nn
 
+from bert_finetune.processes import mean_over_processes
+
 # A layer always keeps this much weight. It stands for the limit of a vanishing weight: the unit cost of a layer
 # without mass would be 0/0; with this mass it is that limit, and the flow's marginals move by less than 1e-11.
 MIN_WEIGHT = 1e-12
@@ -185,12 +187,3 @@ class LayerTransport(nn.Module):
                 vector = _softmax(vector) if self.weight_update == "softmax2" else vector
                 vector = np.maximum(vector, MIN_WEIGHT)
                 buffer.copy_(torch.from_numpy(vector / vector.sum()))
-
-
-def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all processes of a distributed run; the tensor itself in a single process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    values = values.clone()
-    torch.distributed.all_reduce(values)
-    return values / torch.distributed.get_world_size()

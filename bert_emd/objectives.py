@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
-from bert_emd.layer_transport import LayerTransport, Transport, mean_over_processes
+from bert_emd.layer_transport import LayerTransport, Transport
 from bert_finetune.errors import InputError
+from bert_finetune.processes import mean_over_processes, share_of_step
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def prediction_loss(
 
     Classification: L_soft = T² · mean over batch and classes of -softmax(z^T / T) · log_softmax(z^S / T), which is the
     cross-entropy divided by the number of classes (the authors' convention); L_hard = cross-entropy with the labels.
-    Regression (logits (batch, 1)): the mean squared errors to the teacher's and to the true values.
+    Regression (logits (batch, 1)): the mean squared errors to the teacher's and to the true values. With several
+    processes, the mean of theirs is the loss of all their rows.
     """
     terms = {}
     # Losses are computed in float32, also where the models run in a lower precision.
@@ -111,6 +113,8 @@ def prediction_loss(
             terms["hard_loss"] = functional.mse_loss(student_logits.view(-1), labels.view(-1).float())
         else:
             terms["hard_loss"] = functional.cross_entropy(student_logits, labels.view(-1))
+    share = share_of_step(student_logits)
+    terms = {name: share * term for name, term in terms.items()}
     weights = {"soft_loss": alpha, "hard_loss": 1 - alpha}
     return sum(weights[name] * term for name, term in terms.items()), terms
 
@@ -130,19 +134,15 @@ class LayerCosts:
 
     def hidden(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M projected student and N teacher hidden states, each (batch, length, width)."""
-        real, divisor = None, None
-        if not self.count_padding:
-            real = attention_mask.bool().unsqueeze(-1)
-            divisor = _mean_count(attention_mask) * student[0].shape[-1]
+        real = None if self.count_padding else attention_mask.bool().unsqueeze(-1)
+        divisor = self._mean_tokens(attention_mask) * student[0].shape[-1]
         return pairwise_mse(list(student), list(teacher), divisor, real, self.kernel)
 
     def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M student and N teacher score maps, whole or as factors (see `LayerOutputs.attention`)."""
         keys = attention_mask.bool()
         queries = torch.ones_like(keys) if self.count_padding else keys
-        divisor = None
-        if not self.count_padding:
-            divisor = _mean_count(attention_mask) * student[0].shape[-3] * self.max_seq_length
+        divisor = self._mean_tokens(attention_mask) * student[0].shape[-3] * self.max_seq_length
         if student[0].dim() == 4:
             counted = (queries[:, :, None] & keys[:, None]).unsqueeze(1)
             return pairwise_mse(list(student), list(teacher), divisor, counted, self.kernel)
@@ -151,10 +151,10 @@ class LayerCosts:
             [layer * counted for layer in student], [layer * counted for layer in teacher], divisor
         )
 
-
-def _mean_count(attention_mask: torch.Tensor) -> torch.Tensor:
-    # Over all processes, so that their mean of costs is the cost of the whole batch.
-    return mean_over_processes(attention_mask.sum().float()).clamp(min=1)
+    def _mean_tokens(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        # Tokens that count, as the mean over all processes: the mean of their costs is then the whole batch's cost.
+        counted = torch.ones_like(attention_mask) if self.count_padding else attention_mask
+        return mean_over_processes(counted.sum().float()).clamp(min=1)
 
 
 class Objective(nn.Module):

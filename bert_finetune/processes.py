@@ -1,8 +1,29 @@
-"""Which of several processes, launched together by torchrun or accelerate, this one is."""
+"""What processes that torchrun or accelerate launched together share."""
 
 import os
+
+import torch
 
 
 def is_main_process() -> bool:
     """Whether this process prints: always, unless several were launched together."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes of a distributed run; the tensor itself in a single process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    values = values.clone()
+    torch.distributed.all_reduce(values)
+    return values / torch.distributed.get_world_size()
+
+
+def share_of_step(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of this process's batch against the mean over processes, a scalar; 1 in a single process.
+
+    A batch's mean times its share has, as its mean over processes, the mean over all rows of the step: in an epoch's
+    last step some processes have a row more than others.
+    """
+    count = torch.tensor(float(len(rows)), device=rows.device)
+    return count / mean_over_processes(count)

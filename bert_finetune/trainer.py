@@ -9,8 +9,10 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
-from torch.utils.data import Sampler
+from torch.nn import functional
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import (
     DataCollatorWithPadding,
@@ -33,6 +35,7 @@ from bert_finetune.metrics import compute_metrics
 from bert_finetune.model_card import Measured, write_model_card
 from bert_finetune.outputs import last_checkpoint, remove_incomplete, write_eval_results
 from bert_finetune.predictions import write_predictions
+from bert_finetune.processes import mean_over_processes, share_of_step
 
 # Devices on which compiled models gain nothing. On 2 CPU cores a forward pass of BERT-base (32 x 128) took 5.8 s
 # compiled and 6.5 s as it is, a training step of a 4 x 312 student 1.9 and 1.5 s; both took a minute to compile.
@@ -41,15 +44,15 @@ _NOT_COMPILED = ("cpu",)
 
 def check_batch(args: RunArguments, train_dataset: Dataset) -> None:
     """Raise InputError where no training batch would be left."""
-    if args.dataloader_drop_last and len(train_dataset) < args.train_batch_size:
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(train_dataset) < batch:
         raise InputError(
-            f"--dataloader_drop_last: the training file has {len(train_dataset)} rows, fewer than a batch of "
-            f"{args.train_batch_size}"
+            f"--dataloader_drop_last: the training file has {len(train_dataset)} rows, fewer than a batch of {batch}"
         )
 
 
 class Means:
-    """Running means of named losses, kept on their device until they are asked for."""
+    """Running means of named losses, over steps and processes, kept on their device until they are asked for."""
 
     def __init__(self):
         self._sums, self._count = {}, 0
@@ -60,8 +63,8 @@ class Means:
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """The means since the last call; empty when nothing was added."""
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        """The means since the last call; empty when nothing was added. All processes must ask."""
+        means = {name: float(mean_over_processes(total)) / self._count for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
 
@@ -79,6 +82,26 @@ class LengthGroupedBatches(LengthGroupedSampler):
     def __iter__(self):
         self.generator.manual_seed(self._seed + self._epoch())
         return super().__iter__()
+
+
+class SharedBatches(BatchSampler):
+    """The batches of a single process, each cut into one part for every process: accelerate deals the parts out.
+
+    accelerate by itself fills an epoch's last batches up with rows of its first. Here they have what is left, and some
+    processes a row less than others; a row is given twice only where fewer are left than there are processes.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool, processes: int):
+        super().__init__(sampler, batch_size * processes, drop_last)
+        self._processes = processes
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            rows = np.resize(batch, max(len(batch), self._processes))
+            yield from (part.tolist() for part in np.array_split(rows, self._processes))
+
+    def __len__(self) -> int:
+        return super().__len__() * self._processes
 
 
 class QuietProgress(ProgressCallback):
@@ -145,20 +168,25 @@ class TaskTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedBatches(
-            self.args.train_batch_size,
+            self.args.train_batch_size * self.args.world_size,
             train_dataset or self.train_dataset,
             seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
         # The Trainer would drop a dev or test set's last rows too.
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        shard = loader.batch_sampler
+        if is_training and isinstance(shard, BatchSamplerShard) and not shard.split_batches:
+            whole, shard.even_batches = shard.batch_sampler, False
+            shard.batch_sampler = SharedBatches(whole.sampler, whole.batch_size, whole.drop_last, shard.num_processes)
+        return loader
 
     # Evaluation goes from the longest example to the shortest, which wastes little on padding; no figure depends on
     # the order, and `predict` puts its rows back into the dataset's.
@@ -226,6 +254,7 @@ class TaskTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
+            loss = loss * share_of_step(outputs.logits)
             self.record({"train_loss": loss})
         return (loss, outputs) if return_outputs else loss
 
@@ -236,6 +265,14 @@ class TaskTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if f"{metric_key_prefix}_loss" in output.metrics:
+            # Several processes evaluate some rows twice, and the Trainer's own mean is over all of these.
+            logits, labels = torch.from_numpy(output.predictions).float(), torch.from_numpy(output.label_ids)
+            if self.task.is_regression:
+                loss = functional.mse_loss(logits.view(-1), labels.float())
+            else:
+                loss = functional.cross_entropy(logits, labels)
+            output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         if metric_key_prefix.startswith("final") and metric_key_prefix not in self._finally:
             back = np.argsort(_longest_first(dataloader.dataset))
             self._finally[metric_key_prefix] = {"logits": output.predictions[back], "labels": output.label_ids[back]}
