@@ -1,50 +1,264 @@
-"""Pictures of a run (matplotlib)."""
+"""Pictures of runs, for the screen and for print (matplotlib).
 
+Each function writes `path`.png and `path`.svg and returns the figure. Sizes are those of a page, letters 8 points.
+Nothing is told by colour: shades are grey, lines differ in style and have their names beside them. In an SVG letters
+stay letters.
+"""
+
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from bert_emd.history import BRANCHES
+from bert_finetune.files import replacing_file
 
+_STYLE = {"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "bert-emd"}
 _TITLES = {"attention": "attention scores", "hidden": "hidden states"}
+_LETTER = 9 / 72  # inches that a line of letters takes
+# Intervals that a picture of a whole run shows; of a longer run several are drawn as one.
+_MOST_INTERVALS = 200
+# Line styles and greys, told apart in print; methods have a marker as well.
+_DASHES = ["-", "--", "-.", ":"]
+_GREYS = ["0", "0.3", "0.55"]
+_MARKERS = "osD^vPX*"
 
 
-def draw_flow(run: str | Path, path: str | Path) -> None:
+def draw_flow(run: str | Path, path: str | Path) -> Figure:
     """The average flow of a run's `flows.npz`: a panel each for attention scores and hidden states.
 
     Rows are student layers, columns teacher layers; a cell's number is the share, in per cent, of all weight that moved
-    between its two layers. The grey scale is common to both panels and prints well.
+    between its two layers (none below .5). The grey scale is common to both panels.
+    """
+    steps, flows = _read_flows(run)
+    flows = {branch: np.average(flow, axis=0, weights=np.diff(steps)) for branch, flow in flows.items()}
+    m, n = next(iter(flows.values())).shape
+    top = max(flow.max() for flow in flows.values())
+    width, height = max(1.5, 0.7 + 0.3 * n), max(1.2, 0.6 + 0.28 * m)
+    stacked = len(flows) * width > 9
+    rows, columns = (len(flows), 1) if stacked else (1, len(flows))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(0.7 + columns * width, rows * height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, (branch, flow) in zip(axes, flows.items(), strict=True):
+            image = axis.imshow(flow, cmap="Greys", vmin=0, vmax=top, aspect="auto")
+            for (i, j), share in np.ndenumerate(flow):
+                if share >= 0.5:
+                    shade = "white" if share > 0.6 * top else "black"
+                    axis.text(j, i, f"{share:.0f}", ha="center", va="center", color=shade)
+            axis.set_title(_TITLES[branch])
+            axis.set_xticks(range(n), range(1, n + 1))
+            axis.set_yticks(range(m), range(1, m + 1))
+        _label_edges(axes, stacked, "teacher layer", "student layer")
+        figure.colorbar(image, ax=axes, label="% of all weight")
+        return _save(figure, path)
+
+
+def draw_flow_over_training(run: str | Path, path: str | Path) -> Figure:
+    """The flow of a run's `flows.npz` from its first step to its last: a panel each for attention scores and hidden
+    states.
+
+    From left to right go the training steps, from top to bottom all pairs of layers: a block for each student layer,
+    in it a row for each teacher layer. Shades are the share, in per cent, of all weight that moved between the two.
+    """
+    steps, flows = _read_flows(run, _MOST_INTERVALS)
+    m, n = next(iter(flows.values())).shape[1:]
+    height = np.clip(m * (n + 1) * _LETTER, 1.5, 8)
+    # Teacher layers whose numbers there is room for: the first of a block, then every so many.
+    stride = int(np.ceil(m * (n + 1) * _LETTER / height - 0.01))
+    named = [j for j in range(0, n, stride) if j == 0 or j + stride // 2 < n]
+    starts = np.arange(m) * (n + 1)  # an empty row lies between blocks
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(1.7 + 2.5 * len(flows), height + 0.7), layout="constrained")
+        axes = figure.subplots(1, len(flows), sharey=True, squeeze=False)[0]
+        top = max(flow.max() for flow in flows.values())
+        for axis, (branch, flow) in zip(axes, flows.items(), strict=True):
+            blocks = np.pad(flow, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+            rows = blocks.reshape(len(flow), m * (n + 1)).T[:-1]
+            edges = np.arange(len(rows) + 1) - 0.5
+            image = axis.pcolormesh(steps, edges, rows, cmap="Greys", vmin=0, vmax=top, rasterized=True)
+            axis.set_title(_TITLES[branch])
+            axis.set_xlabel("training step")
+            axis.set_yticks(starts + (n - 1) / 2, [f"student {i}" for i in range(1, m + 1)], rotation=90, va="center")
+            axis.set_yticks(
+                np.concatenate([starts + j for j in named]), np.repeat([str(j + 1) for j in named], m), minor=True
+            )
+            axis.yaxis.remove_overlapping_locs = False
+            axis.tick_params(axis="y", which="major", length=0, pad=22)
+            axis.hlines(starts[1:] - 1, 0, steps[-1], color="0.8", linewidth=0.5)
+            axis.spines[:].set_visible(False)
+        axes[0].invert_yaxis()
+        for axis in axes[1:]:
+            axis.tick_params(axis="y", which="both", labelleft=False)
+        axes[0].set_ylabel("teacher layer, by student layer")
+        figure.colorbar(image, ax=axes, label="% of all weight", aspect=15 * height)
+        return _save(figure, path)
+
+
+def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
+    """The layer weights of a run's `flows.npz` over its training steps: a line for each layer, named at its end.
+
+    Student layers are on the left and teacher layers on the right, attention scores above hidden states, or one row for
+    both where they share their weights. All layers of a model start with the same weight. A run without cost attention
+    has no weights: nothing is written, and the result is None.
     """
     with np.load(Path(run) / "flows.npz", allow_pickle=False) as arrays:
-        steps = np.diff(arrays["steps"], prepend=0)  # how many each record stands for
-        flows = {
-            branch: 100 * np.average(arrays[f"{branch}_flow"], axis=0, weights=steps)
-            for branch in _TITLES
-            if f"{branch}_flow" in arrays
+        steps = np.concatenate([[0], arrays["steps"]])
+        rows = {
+            _TITLES[branch]: [arrays[f"{branch}_{side}_weights"] for side in ("student", "teacher")]
+            for branch in BRANCHES
+            if f"{branch}_student_weights" in arrays
         }
-    student_layers, teacher_layers = next(iter(flows.values())).shape
-    top = max(flow.max() for flow in flows.values())
-    figure, axes = pyplot.subplots(
-        1,
-        len(flows),
-        figsize=(len(flows) * (1.6 + 0.55 * teacher_layers), 1.5 + 0.5 * student_layers),
-        layout="constrained",
-        squeeze=False,
-    )
-    for axis, (branch, flow) in zip(axes[0], flows.items(), strict=True):
-        image = axis.imshow(flow, cmap="Greys", vmin=0, vmax=top, aspect="auto")
-        for i in range(student_layers):
-            for j in range(teacher_layers):
-                if flow[i, j] >= 0.5:
-                    shade = "white" if flow[i, j] > 0.6 * top else "black"
-                    axis.text(j, i, f"{flow[i, j]:.0f}", ha="center", va="center", color=shade)
-        axis.set_title(_TITLES[branch])
-        axis.set_xlabel("teacher layer")
-        axis.set_xticks(range(teacher_layers), range(1, teacher_layers + 1))
-        axis.set_yticks(range(student_layers), range(1, student_layers + 1))
-    axes[0][0].set_ylabel("student layer")
-    figure.colorbar(image, ax=axes, label="% of all weight")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    if not rows:
+        return None
+    first, *others = rows.values()
+    if others and all(np.array_equal(*pair) for pair in zip(first, *others, strict=True)):
+        rows = {"": first}
+    most = max(weights.shape[1] for weights in first)
+    height = max(1.8, (most + 2) * _LETTER)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 0.6 + height * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
+        for panels, (title, sides) in zip(axes, rows.items(), strict=True):
+            for axis, side, weights in zip(panels, ("student", "teacher"), sides, strict=True):
+                weights = 100 * np.vstack([np.full(weights.shape[1], 1 / weights.shape[1]), weights])
+                for k, line in enumerate(weights.T):
+                    style, grey = _DASHES[k % len(_DASHES)], _GREYS[k // len(_DASHES) % len(_GREYS)]
+                    axis.plot(steps, line, style, color=grey, linewidth=1)
+                names = [f"{k}" for k in range(1, weights.shape[1] + 1)]
+                _name_ends(axis, steps[-1], weights[-1], names, height)
+                axis.set_title(f"{side} layers, {title}" if title else f"{side} layers")
+                axis.margins(x=0)
+                axis.set_ylabel("% of all weight")
+        for axis in axes[-1]:
+            axis.set_xlabel("training step")
+        return _save(figure, path)
+
+
+def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, score: str = "accuracy") -> Figure:
+    """Dev `score` against training steps, from `eval_results.json` of each method's run folders, one for each seed.
+
+    A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest. Steps that
+    some of a method's runs lack are left out. Raises KeyError where a run has no such score, ValueError where the
+    runs of a method have no step in common.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+        axis = figure.subplots()
+        axis.margins(x=0.02)
+        ends = []
+        for k, (name, runs) in enumerate(methods.items()):
+            steps, scores = _read_scores(runs, f"eval_{score}")
+            grey, marker = _GREYS[k % len(_GREYS)], _MARKERS[k % len(_MARKERS)]
+            style = {"linestyle": _DASHES[k % len(_DASHES)], "color": grey}
+            mean, low, high = scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
+            axis.plot(steps, mean, marker=marker, markersize=4, linewidth=1.4, label=name, **style)
+            if len(runs) > 1:
+                axis.fill_between(steps, low, high, facecolor=grey, alpha=0.12, linewidth=0)
+                for edge in (low, high):
+                    axis.plot(steps, edge, linewidth=0.5, **style)
+            ends.append((steps[-1], mean[-1]))
+        _name_ends(axis, *map(np.array, zip(*ends, strict=True)), list(methods), height=2.8)
+        banded = any(len(runs) > 1 for runs in methods.values())
+        axis.set_title("mean over seeds, and a band from lowest to highest" if banded else "one run each")
+        axis.set_xlabel("training step")
+        axis.set_ylabel(f"dev {score}")
+        return _save(figure, path)
+
+
+def draw_accuracy_against_latency(
+    models: list[tuple[str, float, float]], path: str | Path, score: str = "accuracy"
+) -> Figure:
+    """A point for each model, named beside it: (name, seconds for a sentence, dev `score`). Up and left is better."""
+    names, seconds, scores = zip(*models, strict=True)
+    milliseconds = 1000 * np.array(seconds)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+        axis = figure.subplots()
+        for k, point in enumerate(zip(milliseconds, scores, strict=True)):
+            axis.plot(*point, _MARKERS[k % len(_MARKERS)], color="0", markersize=6)
+        axis.margins(0.15)
+        axis.set_xlim(left=0)
+        _name_ends(axis, milliseconds, np.array(scores), list(names), height=2.8)
+        axis.set_xlabel("milliseconds a sentence")
+        axis.set_ylabel(f"dev {score}")
+        return _save(figure, path)
+
+
+def _read_flows(run: str | Path, most: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Edges of the intervals (K + 1,), from step 0 on, and for each branch the flow in each (K, M, N), in per cent;
+    neighbouring intervals are drawn together where there are more than `most`."""
+    with np.load(Path(run) / "flows.npz", allow_pickle=False) as arrays:
+        steps = np.concatenate([[0], arrays["steps"]])
+        flows = {branch: 100 * arrays[f"{branch}_flow"] for branch in BRANCHES if f"{branch}_flow" in arrays}
+    count = len(steps) - 1
+    if most is None or count <= most:
+        return steps, flows
+    cuts = np.linspace(0, count, most + 1).astype(int)
+    lengths = np.diff(steps)
+    for branch, flow in flows.items():
+        sums = np.add.reduceat(flow * lengths[:, None, None], cuts[:-1])
+        flows[branch] = sums / np.diff(steps[cuts])[:, None, None]
+    return steps[cuts], flows
+
+
+def _read_scores(runs: list[str | Path], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (K,) at which all `runs` were evaluated, and their scores there (runs, K)."""
+    histories = [json.loads((Path(run) / "eval_results.json").read_text(encoding="utf-8"))["history"] for run in runs]
+    by_step = [{entry["step"]: entry[key] for entry in history} for history in histories]
+    steps = sorted(set.intersection(*map(set, by_step)))
+    if not steps:
+        raise ValueError(f"no step at which all of these were evaluated: {', '.join(map(str, runs))}")
+    return np.array(steps), np.array([[scores[step] for step in steps] for scores in by_step])
+
+
+def _label_edges(axes: np.ndarray, stacked: bool, below: str, left: str) -> None:
+    """Name the axes where panels, stacked or side by side, do not share them."""
+    for axis in axes[-1:] if stacked else axes:
+        axis.set_xlabel(below)
+    for axis in axes if stacked else axes[:1]:
+        axis.set_ylabel(left)
+
+
+def _name_ends(axis: Axes, x, y: np.ndarray, names: list[str], height: float) -> None:
+    """Write the names of points in a column right of the axes, each at its point's height, or moved up or down where
+    it would cover another, with a thin line to its point. `height` of the axes in inches."""
+    axis.spines[["top", "right"]].set_visible(False)
+    low, high = axis.get_ylim()
+    gap = (high - low) * _LETTER / height
+    order = np.argsort(y, kind="stable")
+    places = np.array(y, dtype=float)
+    for before, after in pairwise(order):
+        places[after] = max(places[after], places[before] + gap)
+    places[order[-1]] = min(places[order[-1]], high)
+    for after, before in pairwise(order[::-1]):
+        places[before] = min(places[before], places[after] - gap)
+    axis.set_ylim(min(low, places.min()), high)
+    column = axis.get_yaxis_transform() + ScaledTranslation(12 / 72, 0, axis.figure.dpi_scale_trans)
+    line = {
+        "arrowstyle": "-",
+        "color": "0.6",
+        "linewidth": 0.5,
+        "relpos": (0, 0.5),
+        "patchA": None,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
+    for *point, place, name in zip(np.broadcast_to(x, y.shape), y, places, names, strict=True):
+        axis.annotate(
+            name, point, (1, place), textcoords=column, va="center", annotation_clip=False, arrowprops=line, zorder=1
+        )
+
+
+def _save(figure: Figure, path: str | Path) -> Figure:
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # found once, not anew for each file
+    for kind in ("png", "svg"):
+        with replacing_file(f"{path}.{kind}") as aside:
+            figure.savefig(aside, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    return figure

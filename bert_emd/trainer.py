@@ -12,7 +12,7 @@ from bert_emd.bert_adam import BertAdam
 from bert_emd.history import LayerHistory
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerOutputs, Objective
-from bert_emd.pictures import draw_flow
+from bert_emd.pictures import draw_flow, draw_flow_over_training, draw_layer_weights
 from bert_emd.student import Student, layer_outputs
 from bert_emd.teacher_cache import TeacherCache
 from bert_finetune.arguments import RunArguments
@@ -121,10 +121,23 @@ class DistillationTrainer(TaskTrainer):
         return f"Distilled from the predictions of {teacher}."
 
     def write_card(self, results: dict, picture: str | None = None) -> None:
-        if (Path(self.args.output_dir) / "flows.npz").exists():
-            picture = "flow.png"
-            draw_flow(self.args.output_dir, Path(self.args.output_dir) / picture)
-        super().write_card(results, picture)
+        drawn = self.draw_layers()
+        super().write_card(results, "flow.png" if "flow" in drawn else None)
+
+    def draw_layers(self) -> list[str]:
+        """Draw the flow between layers and their weights, where the run has them, into the output folder and the
+        TensorBoard log; the pictures' names."""
+        folder = Path(self.args.output_dir)
+        if not (folder / "flows.npz").exists():
+            return []
+        pictures = {
+            "flow": draw_flow,
+            "flow_over_training": draw_flow_over_training,
+            "layer_weights": draw_layer_weights,
+        }
+        drawn = [name for name, draw in pictures.items() if draw(folder, folder / name) is not None]
+        self.show_pictures([folder / f"{name}.png" for name in drawn])
+        return drawn
 
     def results(self) -> dict:
         results = super().results() | {f"teacher_{key}": value for key, value in self.teacher_metrics.items()}

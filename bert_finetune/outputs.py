@@ -38,7 +38,7 @@ _RUN_FILES = (
     "layer_weights.csv",
     "flows.npz",
     "teacher_cache",
-    "flow.png",
+    *(f"{name}.{kind}" for name in ("flow", "flow_over_training", "layer_weights") for kind in ("png", "svg")),
     "predictions.tsv",
     *(name for task in TASKS.values() for name in task.submission.values()),
 )

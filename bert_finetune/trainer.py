@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from matplotlib.image import imread
+from tensorboardX import SummaryWriter
 from torch.nn import functional
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from tqdm.auto import tqdm
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput
@@ -343,6 +346,15 @@ class TaskTrainer(Trainer):
             f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
             picture,
         )
+
+    def show_pictures(self, pictures: list[Path]) -> None:
+        """Put PNG files into the run's TensorBoard log, where it keeps one, each named after its file."""
+        # The Trainer closes its own events file when training ends; another one in its folder is read with it.
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir:
+                with writing(callback.logging_dir), SummaryWriter(log_dir=callback.logging_dir) as log:
+                    for path in pictures:
+                        log.add_image(path.stem, imread(path), self.state.global_step, dataformats="HWC")
 
     def results(self) -> dict:
         """What `eval_results.txt` holds: the task, the step whose weights are saved, the seconds that this process
