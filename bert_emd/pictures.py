@@ -246,7 +246,7 @@ def _name_ends(axis: Axes, x, y: np.ndarray, names: list[str], height: float) ->
         "linewidth": 0.5,
         "relpos": (0, 0.5),
         "patchA": None,
-        "shrinkA": 0,
+        "shrinkA": 2,
         "shrinkB": 0,
     }
     for *point, place, name in zip(np.broadcast_to(x, y.shape), y, places, names, strict=True):

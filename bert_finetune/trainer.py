@@ -352,7 +352,7 @@ class TaskTrainer(Trainer):
         # The Trainer closes its own events file when training ends; another one in its folder is read with it.
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir:
-                with writing(callback.logging_dir), SummaryWriter(log_dir=callback.logging_dir) as log:
+                with writing(Path(self.args.output_dir, "runs")), SummaryWriter(log_dir=callback.logging_dir) as log:
                     for path in pictures:
                         log.add_image(path.stem, imread(path), self.state.global_step, dataformats="HWC")
 

@@ -665,6 +665,7 @@ FULL_DISKS = {
     ),
     "the results": FullDisk("distil", "bert_finetune.trainer.write_eval_results", "{w}/out/eval_results.json"),
     "the layer weights": FullDisk("distil", "bert_emd.history.LayerHistory.write_weights", "{w}/out/layer_weights.csv"),
+    "a picture": FullDisk("distil", "bert_emd.trainer.draw_flow", "{w}/out/flow.png"),
     "the predictions": FullDisk(
         "finetune", "bert_finetune.predictions.write_atomically", "{w}/out/RTE.tsv", options="--do_predict"
     ),
