@@ -12,6 +12,8 @@ from conftest import ROOT, save_bert
 from glue_files import write_task
 from safetensors.numpy import load_file
 
+from bert_finetune.trainer import SharedBatches
+
 ROWS, STEP, EPOCHS = 27, 8, 2  # a last step of 3 rows: 2 for one process, 1 for the other
 LONE_ROW = 25  # a last step of one row
 
@@ -24,30 +26,50 @@ def student(tmp_path_factory):
     return save_bert(folder, None, seed=1, hidden_size=12, intermediate_size=24, **changes)
 
 
-def distil(processes, teacher, student, data, out, *options):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
+def launch(processes, script, *options):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
     command = [
-        *(sys.executable, *launch, ROOT / "bert_emd/emd_task_distill.py", "--teacher_model", teacher),
-        *("--student_model", student, "--task_name", "RTE", "--data_dir", data, "--output_dir", out, "--no_cuda"),
-        *("--max_seq_length", 32, "--num_train_epochs", EPOCHS, "--train_batch_size", STEP // processes),
-        *("--bf16", False, "--alpha", 0.5, "--beta", 0.1, "--logging_steps", 1, "--eval_step", 2, *options),
+        *(sys.executable, *launcher, ROOT / script, "--train_batch_size", STEP // processes, "--bf16", False),
+        *("--max_seq_length", 32, "--num_train_epochs", EPOCHS, "--eval_step", 2, "--no_cuda", *options),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(list(map(str, command)), text=True, env=environment, **pipes)
 
 
+def run_both(folder, *arguments):
+    """The output folders of the same run in one process and in two."""
+    outs = [folder / f"of-{count}" for count in (1, 2)]
+    runs = [launch(count, *arguments, "--output_dir", out) for count, out in enumerate(outs, start=1)]
+    for run in runs:
+        error = run.communicate(timeout=300)[1]
+        assert run.returncode == 0, error[-3000:]
+    return outs
+
+
 def left_by(out):
     """The numbers of a run, by name."""
-    with np.load(out / "flows.npz") as flows, np.load(out / "dev_predictions.npz") as predictions:
-        numbers = {name: flows[name] for name in flows.files} | {name: predictions[name] for name in predictions.files}
-    with open(out / "layer_weights.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    numbers["layer weights"] = np.array(rows, dtype=float)
+    with np.load(out / "dev_predictions.npz") as predictions:
+        numbers = load_file(out / "model.safetensors") | dict(predictions)
+    if (out / "flows.npz").exists():
+        with np.load(out / "flows.npz") as flows:
+            numbers |= dict(flows)
+        with open(out / "layer_weights.csv", newline="") as file:
+            header, *rows = csv.reader(file)
+        numbers |= dict(zip(header, np.array(rows, float).T, strict=True))
     history = json.loads((out / "eval_results.json").read_text())["history"]
-    for k, entry in enumerate(history):
-        numbers |= {f"{name} {k}": value for name, value in entry.items()}
-    return numbers | {"header": header} | load_file(out / "model.safetensors")
+    for entry in history:
+        numbers |= {f"{name} at {entry['step']}": value for name, value in entry.items() if name.endswith("_loss")}
+    return numbers
+
+
+def assert_equal_runs(outs, start):
+    one, two = map(left_by, outs)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    before = load_file(start / "model.safetensors")
+    assert max(np.abs(one[f"bert.{name}"] - value).max() for name, value in before.items()) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -68,14 +90,25 @@ def left_by(out):
 )
 def test_two_processes_equal_one(rows, options, teacher, student, tmp_path):
     data = write_task(tmp_path / "RTE", "RTE", train=rows, dev=13)
-    runs = [distil(count, teacher, student, data, tmp_path / f"of-{count}", *options) for count in (1, 2)]
-    for run in runs:
-        error = run.communicate(timeout=300)[1]
-        assert run.returncode == 0, error[-3000:]
-    one, two = left_by(tmp_path / "of-1"), left_by(tmp_path / "of-2")
-    assert one.keys() == two.keys() and one.pop("header") == two.pop("header")
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-    start = load_file(student / "model.safetensors")
-    moved = max(np.abs(one[f"bert.{name}"] - value).max() for name, value in start.items())
-    assert moved > 1e-3
+    models = ["--teacher_model", teacher, "--student_model", student, "--task_name", "RTE", "--data_dir", data]
+    more = ["--alpha", 0.5, "--beta", 0.1, "--logging_steps", 1, *options]
+    assert_equal_runs(run_both(tmp_path, "bert_emd/emd_task_distill.py", *models, *more), student)
+
+
+def test_fine_tuning(student, tmp_path):
+    data = write_task(tmp_path / "STS-B", "STS-B", train=ROWS, dev=13)
+    options = ["--model_name_or_path", student, "--task_name", "STS-B", "--data_dir", data, "--do_train"]
+    outs = run_both(tmp_path, "bert_finetune/run_glue.py", *options, "--optim", "sgd", "--learning_rate", 0.01)
+    assert_equal_runs(outs, student)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8, 9, 10, 11, 16])
+def test_shared_batches(rows):
+    batches = SharedBatches(range(rows), 4, False, 2)
+    dealt = list(batches)
+    assert len(dealt) == len(batches) == 2 * -(-rows // 8)
+    for k, (first, second) in enumerate(zip(dealt[::2], dealt[1::2], strict=True)):
+        step = list(range(8 * k, min(8 * k + 8, rows)))
+        assert first + second == (step if len(step) > 1 else 2 * step)
+        assert len(first) - len(second) in (0, 1)
+    assert list(SharedBatches(range(rows), 4, True, 2)) == dealt[: rows // 8 * 2]
