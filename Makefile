@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INPUTS ?= 100000
 
-.PHONY: quickstart test fuzz bench lint format
+.PHONY: quickstart test fuzz bench results lint format
 
 quickstart: .venv/run  ## the main job in minutes; make quickstart ARGS=--full for all of it
 	$(BIN)/python quickstart.py $(ARGS)
@@ -14,8 +14,13 @@ test: .venv/dev  ## the test suite; make test ARGS="-k resume" for a part
 fuzz: .venv/dev  ## damaged files for the readers, 100,000 each; make fuzz INPUTS=1000 for less
 	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest -s tests/test_fuzz.py $(ARGS)
 
-bench: .venv/run  ## what a step costs against the looped way, into benchmarks/; make bench ARGS="--device cuda"
+bench: .venv/run  ## what a step costs against the looped way, into benchmarks/; ARGS="--device cuda --output_dir DIR"
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+results: .venv/run  ## the ablations of plans/ablations.toml, which resume, into results/; needs GLUE's files in glue_data
+	$(BIN)/python quickstart.py --data_only
+	$(BIN)/python bert_emd/run_suite.py plans/ablations.toml --output_dir model/ablations
+	$(BIN)/python bert_emd/compare_results.py model/ablations --output_dir results
 
 lint: .venv/dev
 	$(BIN)/ruff check .

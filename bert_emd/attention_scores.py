@@ -15,7 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from bert_finetune.errors import InputError
 
 # Inputs that may be longer than this are compared by their factors: for the layer losses factors are faster somewhere
-# between lengths 256 and 512, and take a twentieth of the memory there (benchmarks/RESULTS.md, table e).
+# between lengths 256 and 512, and take less memory (benchmarks/RESULTS.md, table e).
 LONGEST_SCORES = 256
 
 

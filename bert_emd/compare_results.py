@@ -4,7 +4,8 @@
 
 Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, in points (100 x
 accuracy, F1 or correlation). What is written: results.md, results.tex (booktabs), results.csv (a row for each run),
-summary.csv (a row for each method and figure), report.html (all of it, with pictures, commands and versions).
+summary.csv (a row for each method and figure), a picture of each figure over training and against speed, report.html
+(all of it, with the runs' own pictures, commands and versions).
 """
 
 import argparse
@@ -12,7 +13,8 @@ import csv
 import io
 from pathlib import Path
 
-from bert_emd.comparison import Comparison, Cost, Summary, compare, costs
+from bert_emd.comparison import TEACHER, Comparison, Cost, Summary, compare, costs
+from bert_emd.pictures import draw_accuracy_against_latency, draw_dev_scores
 from bert_emd.published import published_tables
 from bert_emd.report import Picture, report_page
 from bert_emd.result_tables import Number, Table, latex, markdown, markdown_text
@@ -51,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     title = "Results on the dev set"
 
     listed = [f"- {markdown_text(note)}" for note in notes]
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    pictures = [*draw_pictures(runs, comparison, cost, options.output_dir), *run_pictures(runs)]
     text = "\n".join([f"# {title}", "", *listed, "", *map(markdown, [*measured, *published])])
     files = {
         "results.md": text,
@@ -62,13 +66,12 @@ def main(argv: list[str] | None = None) -> None:
             notes,
             measured,
             published,
-            run_pictures(runs) + [Picture(path, path.stem) for path in options.pictures],
+            pictures + [Picture(path, path.stem) for path in options.pictures],
             {run.name: run.command for run in runs if run.command},
             versions(runs),
             {str(root): path.read_text(encoding="utf-8") for root, path in plans.items()},
         ),
     }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(options.output_dir / name, content)
     print(text)
@@ -236,6 +239,40 @@ def as_csv(rows: list[dict]) -> str:
     for row in rows:
         writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
     return file.getvalue()
+
+
+def draw_pictures(runs: list[Run], comparison: Comparison, cost: Costs, folder: Path) -> list[Picture]:
+    """Into `folder`, for each figure: the dev score over training, a line for each method, and the score against the
+    time for a sentence, where it was measured. PNG and SVG."""
+    pictures = []
+    for figure in comparison.figures:
+        metric = figure.key.removeprefix("eval_")
+        name = figure.title.lower().replace(" ", "-")
+        methods: dict[str, list[Run]] = {}
+        for run in runs:
+            if run.method != TEACHER and run.task.name == figure.task.name:
+                methods.setdefault(label(run.size, run.method), []).append(run)
+        lines = {
+            method: [run.folder for run in of_it]
+            for method, of_it in methods.items()
+            if set.intersection(*(run.evaluations(figure) for run in of_it))
+        }
+        if lines:
+            draw_dev_scores(lines, folder / f"{name}-training", metric)
+            pictures.append(Picture(folder / f"{name}-training.svg", f"{figure.title}: dev score over training"))
+        models = [
+            (label(summary.size, summary.method), known.milliseconds / 1000, summary.mean / 100)
+            for summary in comparison.summaries
+            if summary.figure == figure and (known := cost.get((summary.size, summary.method))) and known.milliseconds
+        ]
+        if len(models) > 1:
+            draw_accuracy_against_latency(models, folder / f"{name}-latency", metric)
+            pictures.append(Picture(folder / f"{name}-latency.svg", f"{figure.title}: dev score against speed"))
+    return pictures
+
+
+def label(size: str | None, method: str) -> str:
+    return f"{method}, {size}" if size else method
 
 
 def run_pictures(runs: list[Run]) -> list[Picture]:

@@ -171,10 +171,12 @@ def _teacher_of(figure: Figure, runs: list[Run]) -> list[Summary]:
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters; megabytes (10⁶ bytes) of the weights' file; speed_up over the teacher, None where not measured."""
+    """parameters; megabytes (10⁶ bytes) of the weights' file; milliseconds for a sentence and speed_up over the
+    teacher, None where not measured."""
 
     parameters: int
     megabytes: float
+    milliseconds: float | None = None
     speed_up: float | None = None
 
 
@@ -204,6 +206,7 @@ def costs(runs: list[Run], timed: bool) -> tuple[dict[tuple[str | None, str], Co
         key: Cost(
             sum(int(np.prod(shape)) for shape, _ in parts.values()),
             sum(size for _, size in parts.values()) / 1e6,
+            speed.get(key),
             reference / speed[key] if reference else None,
         )
         for key, parts in tensors.items()

@@ -10,6 +10,7 @@ TrainingArguments works too; see --help.
 """
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -172,10 +173,10 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
 
 
 def defaults_of_run(folder: str) -> dict:
-    """The length, head and columns that a finished student was trained with, from the `args.json` beside it."""
+    """How a finished student was trained, as far as it counts for looking at it, from the `args.json` beside it."""
     try:
         options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
-        names = ("max_seq_length", "head", "text_column", "label_column")
+        names = ("max_seq_length", "head", "text_column", "label_column", "bf16", "fp16")
         return {name: options[name] for name in names if name in options}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # not a run of this script
@@ -196,6 +197,8 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
+    if args.torch_compile and args.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++")):
+        raise InputError("--torch_compile: needs a C++ compiler, and there is no g++; install one or leave it out")
     for name in ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing"):
         if getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
@@ -271,7 +274,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
     train, cache = datasets.train, None
     if plan is not None:
-        with args.main_process_first():
+        with args.main_process_first(local=False):
             cache = plan.open()
         train = train.add_column("example", list(range(len(train))))
         if is_main_process():
@@ -404,7 +407,10 @@ def evaluate_teacher(
     """Measure and show the teacher's dev figures, with a warning when a constant answer would do as well."""
     if is_main_process():
         print(f"teacher: {teacher.config.num_hidden_layers} layers x {teacher.config.hidden_size}")
-    metrics = TaskTrainer(teacher, args, task, tokenizer, eval_datasets=dev).evaluate()
+    trainer = TaskTrainer(teacher, args, task, tokenizer, eval_datasets=dev)
+    metrics = trainer.evaluate()
+    # Without the wrapper that evaluation in bf16 leaves, which would copy all of its answers to float32.
+    trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)
     score, chance = metrics[task.best_metric], chance_level(task, next(iter(dev.values()))["labels"])
     if score <= chance and is_main_process():
         print(

@@ -6,6 +6,8 @@ scores given by their factors, queries and keys: it never holds the scores of mo
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -52,7 +54,7 @@ def pairwise_mse(
     `kernel`: "eager", "compiled" (torch.compile; needs a compiler, and half a minute once) or "triton" (CUDA); None is
     triton where that can run, else eager. Differences are taken before squares are summed, so nearly equal layers lose
     no digits; sums run in float64. Every input is read once forward and once backward, in pieces: neither M·N
-    differences nor stacked layers are ever held. Raises ValueError for shapes that differ.
+    differences nor stacked layers are ever held. Raises ValueError for shapes that differ and an unknown kernel.
     """
     shapes = {tuple(layer.shape) for layer in (*student, *teacher)}
     if len(shapes) != 1:
@@ -78,7 +80,7 @@ def pairwise_attention_mse(
     `form`: "direct" makes the scores of a few heads at a time and sums squared differences; its time grows with the
     square of the length. "factored" uses <Q Kᵀ, Q' K'ᵀ> = <Qᵀ Q', Kᵀ K'>, linear in the length; where a distance is so
     much smaller than the scores that it would lose digits, it falls back on the direct form. None chooses by length.
-    Raises ValueError where batch, heads or length differ.
+    Raises ValueError where batch, heads or length differ, and for an unknown form.
     """
     shapes = {tuple(layer.shape[:-1]) for layer in (*student, *teacher)}
     if len(shapes) != 1:
@@ -88,12 +90,17 @@ def pairwise_attention_mse(
         divisor = batch * heads * length**2
     if form is None:
         form = "factored" if length >= _FACTORED_FROM else "direct"
+    if form not in ("direct", "factored"):
+        raise ValueError(f"form must be direct or factored, got {form!r}")
     rows = [layer.flatten(1, 2) for layer in (*student, *teacher)]
-    return _PairwiseAttentionDistance.apply(form, len(student), *rows) / divisor
+    with torch.autocast(rows[0].device.type, enabled=False):  # products of factors need all their digits
+        return _PairwiseAttentionDistance.apply(form, len(student), *rows) / divisor
 
 
 def _best_kernel(device: torch.device) -> str:
-    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") else "eager"
+    # Triton compiles its launcher on first use, which needs a C compiler.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") and compiler else "eager"
 
 
 @functools.cache
@@ -105,14 +112,14 @@ def _kernel(name: str) -> Kernel:
         from bert_emd.layer_distance_triton import distances, gradients
 
         return Kernel(distances, gradients)
-    return Kernel(_eager_distances, _eager_gradients)
+    if name == "eager":
+        return Kernel(_eager_distances, _eager_gradients)
+    raise ValueError(f"kernel must be eager, compiled or triton, got {name!r}")
 
 
 class _PairwiseDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel: Kernel, mask: torch.Tensor | None, student_layers: int, *layers: torch.Tensor):
-        if mask is not None and mask.device.type == "cpu" and mask.all():
-            mask = None
         ctx.save_for_backward(mask, *layers)
         ctx.kernel, ctx.student_layers = kernel, student_layers
         total = kernel.distances(list(layers[:student_layers]), list(layers[student_layers:]), mask)
@@ -128,14 +135,14 @@ class _PairwiseDistance(torch.autograd.Function):
 
 
 def _eager_distances(student: Layers, teacher: Layers, mask: torch.Tensor | None) -> torch.Tensor:
-    total = _no_distance((*student, *teacher), len(student))
+    total, mask = _no_distance((*student, *teacher), len(student)), _if_any_masked(mask)
     for block in _blocks(student[0].shape, _block_size(student[0])):
         _add_distances(total, *(_pieces(side, block, mask) for side in (student, teacher)))
     return total
 
 
 def _eager_gradients(student: Layers, teacher: Layers, mask: torch.Tensor | None, weights: torch.Tensor) -> Layers:
-    grads = [torch.zeros_like(layer) for layer in student]
+    grads, mask = [torch.zeros_like(layer) for layer in student], _if_any_masked(mask)
     # A flow has at most M + N - 1 pairs; the others cost nothing.
     pairs = [[(j, weight) for j, weight in enumerate(row) if weight] for row in weights.tolist()]
     for block in _blocks(student[0].shape, _block_size(student[0])):
@@ -146,6 +153,10 @@ def _eager_gradients(student: Layers, teacher: Layers, mask: torch.Tensor | None
                 total.add_(piece - teacher[j][block], alpha=weight)
             grad[block] = total if mask is None else total * _part(mask, block, grad.dim())
     return grads
+
+
+def _if_any_masked(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None or mask.all() else mask
 
 
 def _traced_distances(student: Layers, teacher: Layers, mask: torch.Tensor | None) -> torch.Tensor:

@@ -105,6 +105,10 @@ class Run:
             return value
         raise InputError(f"{self.folder}: {key} of its eval_results is {value!r}, not a number")
 
+    def evaluations(self, figure: Figure) -> set[int]:
+        """The steps at which it was measured in training."""
+        return {entry["step"] for entry in self.results.get("history", []) if figure.key in entry}
+
     def predictions(self, figure: Figure) -> tuple[np.ndarray, np.ndarray] | None:
         """Logits (examples, classes) and labels (examples) of the dev set; None where the run kept none.
 
@@ -129,7 +133,9 @@ class Run:
 
     @property
     def pictures(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.suffix in (".png", ".svg"))
+        """Its PNG and SVG files, of one that is there as both only the SVG."""
+        found = sorted(path for path in self.folder.iterdir() if path.suffix in (".png", ".svg"))
+        return list({path.stem: path for path in found}.values())
 
     @property
     def teacher_folder(self) -> Path | None:

@@ -198,12 +198,16 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Ten
     if not size:
         return torch.zeros(shape, dtype=dtype)
     if not path.exists() or path.stat().st_size != size:
-        with writing(path), open(path, "wb") as file:
-            # All of its room is taken now: a disk that is full later could only kill the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:  # macOS
-                file.truncate(size)
+        try:
+            with writing(path), open(path, "wb") as file:
+                # All of its room is taken now: a disk that is full later could only kill the process.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:  # macOS
+                    file.truncate(size)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
 

@@ -8,6 +8,7 @@ each time it is started: its process, and whether there was a checkpoint to resu
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,11 @@ def wait_until(fits: Callable[[], bool], seconds: float = 30) -> None:
     while not fits():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def heed_ctrl_c() -> None:
+    """For a new process: Ctrl-C counts there also where the tests themselves run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(fits: Callable[[], bool], suite: subprocess.Popen) -> None:

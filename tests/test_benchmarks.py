@@ -78,5 +78,6 @@ def test_the_benchmark_runs(small, tmp_path, glue_dir, pretrained, capsys):
     text = (tmp_path / "RESULTS.md").read_text()
     for table in bench.TABLES.values():
         assert f"## {table.__doc__.splitlines()[0]}" in text
+    assert "| losses, 12 x 4: ratio, compiled | 6 |" in text
     assert "| RTE | 6 |" in text and "| 12 x 4 |" in text and "Command: `python " in text
     assert "ratio" in capsys.readouterr().out

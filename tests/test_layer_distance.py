@@ -144,6 +144,21 @@ print("compiled")
     assert done.stdout == "compiled\n", done.stderr
 
 
+def test_unknown_names():
+    with pytest.raises(ValueError, match="kernel must be eager, compiled or triton, got 'cuda'"):
+        pairwise_mse(layers(1, (2,), 0), layers(1, (2,), 1), kernel="cuda")
+    with pytest.raises(ValueError, match="form must be direct or factored, got 'fast'"):
+        pairwise_attention_mse(factors(1, 0, 2), factors(1, 1, 2), form="fast")
+
+
+def test_attention_distances_keep_their_digits_under_autocast():
+    student, teacher = factors(2, 1, 4), factors(2, 2, 5)
+    for form in ("direct", "factored"):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            distance = pairwise_attention_mse(student, teacher, form=form)
+        torch.testing.assert_close(distance.double(), looped_attention(student, teacher), rtol=1e-4, atol=0)
+
+
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"one shape, got \[\(2, 3\), \(3, 2\)\]"):
         pairwise_mse([torch.zeros(2, 3)], [torch.zeros(3, 2)])
@@ -176,7 +191,8 @@ def test_attention_distances_equal_the_loop_over_scores(form, m, n, sizes, shape
     expected = looped_attention(student, teacher)
     expected_grads = torch.autograd.grad((weights * expected).sum(), student)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_distance, "_BLOCK", block)
+        for name in ("_SCORES_BLOCK", "_GPU_BLOCK"):
+            patch.setattr(layer_distance, name, block)
         distance = pairwise_attention_mse(student, teacher, form=form)
         grads = torch.autograd.grad((weights * distance).sum(), student)
     assert distance.dtype == torch.float32

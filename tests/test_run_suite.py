@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import suite_scripts
 from conftest import ROOT
-from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
+from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
 from bert_emd import run_suite, suite_plan
 from bert_emd.suite_plan import read_plan
@@ -39,7 +39,7 @@ def suite(plan, out, *more) -> None:
 def start(plan, out, tmp_path, **options) -> subprocess.Popen:
     """The suite in a process of its own, with the stand-ins."""
     command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--jobs", "2"]
-    return subprocess.Popen(command, text=True, **options)
+    return subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **options)
 
 
 def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys):

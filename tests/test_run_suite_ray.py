@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
+from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
 from bert_emd import run_suite
 
@@ -30,7 +30,8 @@ def start(cluster, plan, out, tmp_path) -> subprocess.Popen:
     """A suite on the cluster, as soon as both machines are at work on a student."""
     command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--engine", "ray"]
     command += ["--ray_address", cluster.address, "--cpus_per_run", "1"]
-    suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    suite = subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
     wait_for(lambda: len(list(out.glob("*/*/*/starts"))) == 2, suite)
     return suite
 
