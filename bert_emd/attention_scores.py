@@ -14,8 +14,8 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from bert_finetune.errors import InputError
 
-# Inputs that may be longer than this are compared by their factors: for the layer losses factors are faster somewhere
-# between lengths 256 and 512, and take less memory (benchmarks/RESULTS.md, table e).
+# Inputs that may be longer than this are compared by their factors: from there on the layer losses take about as long
+# with them and a fraction of the memory (benchmarks/RESULTS.md, table e).
 LONGEST_SCORES = 256
 
 
