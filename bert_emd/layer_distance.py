@@ -61,7 +61,7 @@ def pairwise_mse(
         raise ValueError(f"student and teacher layers must have one shape, got {sorted(shapes)}")
     if divisor is None:
         divisor = student[0].numel()
-    kernel = _kernel(kernel or _best_kernel(student[0].device))
+    kernel = _kernel(kernel or _best_kernel(student[0].device.type))
     return _PairwiseDistance.apply(kernel, mask, len(student), *student, *teacher) / divisor
 
 
@@ -97,10 +97,12 @@ def pairwise_attention_mse(
         return _PairwiseAttentionDistance.apply(form, len(student), *rows) / divisor
 
 
-def _best_kernel(device: torch.device) -> str:
+@functools.cache
+def _best_kernel(device_type: str) -> str:
+    if device_type != "cuda" or not importlib.util.find_spec("triton"):
+        return "eager"
     # Triton compiles its launcher on first use, which needs a C compiler.
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") and compiler else "eager"
+    return "triton" if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") else "eager"
 
 
 @functools.cache
