@@ -1,5 +1,6 @@
 """A frozen teacher's answers, computed once and kept: it gives the same ones in every epoch."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 from bert_emd.objectives import LayerOutputs
@@ -97,8 +99,8 @@ class TeacherCache:
     """The teacher's answers for the examples of a training set, each kept from the first time it is asked for.
 
     lengths: tokens of each example. dtype: "bfloat16" or "float32". `folder`: where the answers lie, memory-mapped, so
-    that a run that goes on after a kill, or another one with the same teacher and data, finds them; None keeps them in
-    the memory of `device`.
+    that a run that goes on after a kill, or another one with the same teacher and data, also at the same time, finds
+    them; None keeps them in the memory of `device`.
 
     What `answers` returns are always the kept values, also the first time, and what is kept stays, so that every epoch
     sees the same. With each example lies a checksum: what a killed run left unfinished is computed anew. Only real
@@ -123,9 +125,12 @@ class TeacherCache:
             "checksums": ((len(lengths),), torch.int64),
         }
         self._on_disk = folder is not None
+        self._writing = contextlib.nullcontext()  # held by one run at a time
         if self._on_disk:
             folder.mkdir(parents=True, exist_ok=True)
-            arrays = {name: _mapped(folder / name, *shape) for name, shape in shapes.items()}
+            self._writing = FileLock(folder / ".lock")
+            with self._writing:
+                arrays = {name: _mapped(folder / name, *shape) for name, shape in shapes.items()}
         else:
             arrays = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
         self._values, self._logits, self._checksums = arrays["values"], arrays["logits"], arrays["checksums"]
@@ -149,16 +154,17 @@ class TeacherCache:
             "attention": lambda: torch.stack([layer.movedim(-4, 0) for layer in outputs.attention], dim=1),
         }
         batch = {part: sources[part]() for part in self.layout.shapes}
-        for row, k in enumerate(examples.tolist()):
-            if self._knows(k):
-                continue
-            for part, kept in self._parts(k).items():
-                kept.copy_(batch[part][row][tuple(slice(size) for size in kept.shape)])
-            if self.layout.classes:
-                self._logits[k] = outputs.logits[row]
-            if self._on_disk:
-                self._checksums[k] = self._checksum(k)
-            self._verified[k] = True
+        with self._writing:
+            for row, k in enumerate(examples.tolist()):
+                if self._knows(k):  # perhaps from another run, a moment ago
+                    continue
+                for part, kept in self._parts(k).items():
+                    kept.copy_(batch[part][row][tuple(slice(size) for size in kept.shape)])
+                if self.layout.classes:
+                    self._logits[k] = outputs.logits[row]
+                if self._on_disk:
+                    self._checksums[k] = self._checksum(k)
+                self._verified[k] = True
 
     def answers(self, examples: torch.Tensor, attention_mask: torch.Tensor) -> LayerOutputs:
         """The kept answers for a batch, in the form `layer_outputs` gives them, on the batch's device: layers in the

@@ -1,6 +1,7 @@
 """The teacher's answers are kept, found again, and the same as without the cache."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
 from bert_emd import teacher_cache
 from bert_emd.attention_scores import LONGEST_SCORES, expose_attention
 from bert_emd.emd_task_distill import main
+from bert_emd.objectives import LayerOutputs
 from bert_emd.student import layer_outputs
 from bert_emd.teacher_cache import Layout, TeacherCache
 
@@ -195,6 +197,49 @@ def test_a_folder_of_the_user_s_stays_and_counts_as_room(teacher, glue_dir, tmp_
     monkeypatch.setattr(teacher_cache, "_free_disk", lambda folder: 1000)
     distil(teacher, glue_dir, tmp_path / "second", "--teacher_cache_dir", kept, "--teacher_cache", "disk")
     assert len(asked) == 3
+
+
+def test_two_runs_at_the_same_time_see_the_same_answers(model, tmp_path):
+    caches = [TeacherCache(Layout.of(model, ALL), LENGTHS, folder=tmp_path) for _ in range(2)]
+    assert not any(cache.knows(torch.arange(4)) for cache in caches)
+    inputs = batch([0, 1, 2, 3])
+    direct = ask(model, ALL, inputs)
+    for cache in caches:
+        cache.keep(torch.arange(4), direct)
+        direct.logits.add_(1)  # as rounding would, in another batch
+    first, second = (cache.answers(torch.arange(4), inputs["attention_mask"]) for cache in caches)
+    torch.testing.assert_close(first.logits, second.logits, rtol=0, atol=0)
+    assert TeacherCache(Layout.of(model, ALL), LENGTHS, folder=tmp_path).knows(torch.arange(4))
+
+
+def _keep_and_answer(folder, number, layout, start, results):
+    """In a process of its own: keep answers that carry its number, and report what is kept in the end."""
+    torch.set_num_threads(1)
+    start.wait()
+    cache = TeacherCache(layout, [1] * 300, folder=folder)
+    kept = []
+    for k in range(300):
+        if not cache.knows(torch.tensor([k])):
+            logits = torch.full((1, layout.classes), float(number))
+            cache.keep(torch.tensor([k]), LayerOutputs(logits, None, None))
+        kept.append(cache.answers(torch.tensor([k]), torch.ones(1, 1)).logits[0].tolist())
+    results.put(kept)
+
+
+def test_processes_at_the_same_time_see_the_same_answers(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Event(), context.Queue()
+    layout = Layout({}, 3, 6)
+    processes = []
+    for number in (1, 2, 3):
+        processes.append(context.Process(target=_keep_and_answer, args=(tmp_path, number, layout, start, results)))
+        processes[-1].start()
+    start.set()
+    kept = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert kept[0] == kept[1] == kept[2]
+    assert all(len(set(row)) == 1 for row in kept[0])
 
 
 def test_what_is_kept_stays(model):
