@@ -120,8 +120,8 @@ class DistillationArguments:
     )
     head: Literal["own", "relu"] = HfArg(
         default="own",
-        help="relu: both models' logits are classifier(relu(pooled)), as in the authors' code. A saved model has no "
-        "relu there: eval_results then holds its figures without it too, as own_head_eval_...",
+        help="relu: both models' logits are classifier(relu(pooled)), without dropout, as in the authors' code. A "
+        "saved model has no relu there: eval_results then holds its figures without it too, as own_head_eval_...",
     )
     optimizer: Literal["adamw", "bert_adam"] = HfArg(
         default="adamw",
@@ -251,7 +251,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
         expose_attention(student, "--student_model", task_args.max_seq_length)
     trained = Student(student, teacher.config.hidden_size, distillation.projection, stored)
-    relus = [use_relu_head(model) for model in (teacher, student)] if distillation.head == "relu" else []
+    relus = [*use_relu_head(teacher), *use_relu_head(student)] if distillation.head == "relu" else []
     collator = DataCollatorWithPadding(tokenizer)
     if distillation.pad_to_max_length:
         collator = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=task_args.max_seq_length)

@@ -63,12 +63,14 @@ def _layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 class StoredProjections:
     """The maps to the teacher's width that a general-distilled checkpoint brings, each a (weight, bias).
 
-    per_layer: by layer, 0 for the embedding output (`fit_denses.{0..M}` of TinyBERT v2); shared: one for all layers
-    (`fit_dense` of TinyBERT v1, `share_fit_dense` of the BERT-EMD authors).
+    per_layer: by layer, 0 for the embedding output (`fit_denses.{0..M}` of TinyBERT v2). shared: one for all layers, as
+    the BERT-EMD authors name it (`share_fit_dense`); tinybert: the same by the name that TinyBERT v1 gave it
+    (`fit_dense`), under which the authors' code does not find it.
     """
 
     per_layer: dict[int, tuple[torch.Tensor, torch.Tensor]]
     shared: tuple[torch.Tensor, torch.Tensor] | None
+    tinybert: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjections:
@@ -85,16 +87,21 @@ def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjectio
         if key.endswith(".weight")
     }
     per_layer = {int(name.split(".")[1]): pair for name, pair in pairs.items() if name.startswith("fit_denses.")}
-    shared = pairs.get("share_fit_dense", pairs.get("fit_dense"))
-    return StoredProjections(per_layer, shared)
+    return StoredProjections(per_layer, pairs.get("share_fit_dense"), pairs.get("fit_dense"))
 
 
 _PROJECTION = re.compile(r"(fit_denses\.\d+|fit_dense|share_fit_dense)\.(weight|bias)$")
 
 
-def use_relu_head(model: PreTrainedModel) -> RemovableHandle:
-    """Make the logits `classifier(relu(pooled))`, as the authors' code does; the handle takes it back."""
-    return output_layer(model).register_forward_pre_hook(lambda module, inputs: (torch.relu(inputs[0]),))
+def use_relu_head(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Make the logits `classifier(relu(pooled))`, as the authors' code does, which has no dropout there; the handles
+    take it back."""
+    body = set(model.base_model.modules())
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module not in body]
+    return [
+        output_layer(model).register_forward_pre_hook(lambda module, inputs: (torch.relu(inputs[0]),)),
+        *(module.register_forward_hook(lambda module, inputs, output: inputs[0]) for module in dropouts),
+    ]
 
 
 class Student(nn.Module):
@@ -103,8 +110,8 @@ class Student(nn.Module):
     projection: "per_layer" has one map for the embedding output and one for each layer, "shared" one for all (as the
         authors train), "none" no map; "auto" is what the checkpoint brings, else "none" where the widths are equal,
         else "per_layer".
-    stored: maps that the student's checkpoint brings. Those of the chosen kind are where training starts; others, and
-        all without a checkpoint's, start at random.
+    stored: maps that the student's checkpoint brings. Those of the chosen kind are where training starts, but TinyBERT
+        v1's only with "auto", as in the authors' code; others, and all without a checkpoint's, start at random.
     Raises InputError where there is no map and the widths differ.
     """
 
@@ -119,11 +126,13 @@ class Student(nn.Module):
         self.model = model
         width, layers = model.config.hidden_size, model.config.num_hidden_layers
         stored = stored or StoredProjections({}, None)
+        shared = stored.shared
         if projection == "auto":
-            if stored.per_layer or (width != teacher_width and not stored.shared):
+            shared = shared or stored.tinybert
+            if stored.per_layer or (width != teacher_width and not shared):
                 projection = "per_layer"
             else:
-                projection = "shared" if stored.shared else "none"
+                projection = "shared" if shared else "none"
         if projection == "none" and width != teacher_width:
             raise InputError(
                 f"--projection none: the student is {width} wide, the teacher {teacher_width}; use per_layer or shared"
@@ -134,7 +143,7 @@ class Student(nn.Module):
             for linear in self.projections:
                 linear.weight.normal_(std=model.config.initializer_range)
                 linear.bias.zero_()
-            pairs = {"per_layer": stored.per_layer, "shared": {0: stored.shared} if stored.shared else {}}
+            pairs = {"per_layer": stored.per_layer, "shared": {0: shared} if shared else {}}
             for layer, (weight, bias) in pairs.get(projection, {}).items():
                 self.projections[layer].weight.copy_(weight)
                 self.projections[layer].bias.copy_(bias)

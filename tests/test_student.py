@@ -17,6 +17,7 @@ from bert_emd.student import (
     parse_student_layers,
     stored_projections,
     student_from_teacher,
+    use_relu_head,
 )
 from bert_finetune.checkpoints import load_classifier
 from bert_finetune.errors import InputError
@@ -154,6 +155,38 @@ def test_general_distilled_checkpoints(maps, old_names, tmp_path):
     for name, linear in zip(maps, student.projections, strict=False):
         assert torch.equal(linear.weight, weights[f"{name}.weight"])
         assert torch.equal(linear.bias, weights[f"{name}.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "projection", "used"),
+    [
+        ("fit_dense", "auto", True),
+        ("fit_dense", "shared", False),  # the authors' code looks for another name, and so begins at random
+        ("share_fit_dense", "shared", True),
+        ("share_fit_dense", "auto", True),
+    ],
+)
+def test_one_map_for_all_layers(name, projection, used, tmp_path):
+    weights = general_distilled(tmp_path / "student", [name])
+    stored = stored_projections(str(tmp_path / "student"), 36)
+    student = Student(bert(2), 36, projection, stored)
+    assert len(student.projections) == 1
+    assert torch.equal(student.projections[0].weight, weights[f"{name}.weight"]) == used
+
+
+def test_relu_head_has_no_dropout_and_can_be_taken_back():
+    model = bert(2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.5)
+    own = model(IDS).logits
+    with torch.no_grad():
+        by_hand = model.classifier(torch.relu(model.bert(IDS).pooler_output))
+    handles = use_relu_head(model)
+    assert not torch.allclose(by_hand, own, atol=1e-4)
+    for mode in (True, False):
+        torch.testing.assert_close(model.train(mode)(IDS).logits, by_hand)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(model(IDS).logits, own)
+    assert not torch.equal(model.train()(IDS).logits, own)
 
 
 def test_maps_to_another_width_are_said_and_not_used(tmp_path, capsys):

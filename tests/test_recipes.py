@@ -1,0 +1,54 @@
+"""The recipes hold the authors' hyper-parameters, and what their code made of them."""
+
+import pytest
+
+from bert_emd.recipes import RECIPES, recipe_defaults
+from bert_finetune.glue import TASKS
+
+# Typed from the authors' README, "for best-performing models": beta / T_emd / T / learning rate, 4 and 6 layers; then
+# epochs and length as their code lists them.
+PUBLISHED = """
+    CoLA   .001 5  1 2e-5   .001 1 7 2e-5   50  64
+    MNLI   .005 1  3 5e-5   .005 1 1 5e-5    5 128
+    MRPC   .001 10 1 2e-5   .005 1 1 2e-5   20 128
+    QQP    .005 1  3 2e-5   .005 1 1 2e-5   10 128
+    QNLI   .005 1  3 2e-5   .001 1 1 5e-5   10 128
+    RTE    .005 1  1 2e-5   .005 1 1 2e-5   20 128
+    SST-2  .001 1  1 2e-5   .001 1 1 2e-5    8  64
+    STS-B  .005 1  1 3e-5   .005 1 1 3e-5   30 128
+"""
+ROWS = [line.split() for line in PUBLISHED.strip().splitlines()]
+NAMES = ("beta", "T_emd", "T", "learning_rate")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("task", *"abcdefgh", "epochs", "length"), ROWS, ids=[row[0] for row in ROWS])
+def test_published_hyper_parameters(task, a, b, c, d, e, f, g, h, epochs, length, recipe):
+    for layers, values in ((1, (a, b, c, d)), (4, (a, b, c, d)), (5, (e, f, g, h)), (6, (e, f, g, h))):
+        defaults = recipe_defaults(recipe, layers, task)
+        assert {name: defaults[name] for name in NAMES} == dict(zip(NAMES, map(float, values), strict=True))
+        # The authors' code lists epochs and lengths, and runs every task for 10 epochs at length 64.
+        used = (int(epochs), int(length)) if recipe == "recommended" else (10, 64)
+        assert (defaults["num_train_epochs"], defaults["max_seq_length"]) == used
+
+
+def test_a_task_that_the_authors_do_not_list():
+    defaults = recipe_defaults("recommended", 4, "my own")
+    assert defaults == recipe_defaults("recommended", 4, "RTE") | {"num_train_epochs": 10}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_figure_that_chooses_the_checkpoint(recipe):
+    by_figure = {task: recipe_defaults(recipe, 4, task).get("metric_for_best_model") for task in TASKS}
+    chosen = {task: figure for task, figure in by_figure.items() if figure}
+    assert chosen == ({} if recipe == "recommended" else {"MRPC": "accuracy", "QQP": "accuracy", "STS-B": "corr"})
+
+
+@pytest.mark.parametrize(("recipe", "first", "second"), [
+    ("recommended", None, None), ("authors-2022", "constant", "linear"), ("authors-2020", "constant", "linear")
+])  # fmt: skip
+def test_schedule_of_the_two_stages(recipe, first, second):
+    for pred_distill, schedule, warmup in ((False, first, 0.0), (True, second, 0.1)):
+        defaults = recipe_defaults(recipe, 4, "RTE", pred_distill)
+        assert defaults.get("lr_scheduler_type") == schedule
+        assert defaults.get("warmup_steps") == (None if schedule is None else warmup)
