@@ -9,6 +9,7 @@ Several GPUs: torchrun --nproc_per_node 4 emd_task_distill.py ... (or accelerate
 TrainingArguments works too; see --help.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -45,6 +46,9 @@ from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_
 from bert_finetune.processes import is_main_process
 from bert_finetune.trainer import TaskTrainer, check_batch, is_figure
 
+# Options of the usual optimiser that BertAdam has no use for.
+_NOT_BERT_ADAM = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+
 
 @dataclass
 class DistillationArguments:
@@ -71,7 +75,8 @@ class DistillationArguments:
     layer_mapping: Literal["emd", "uniform", "skip", "last", "none"] = HfArg(
         default="emd",
         help="Which layers learn from which: emd, a fixed rival (uniform: TinyBERT's every k-th; skip, last: Patient "
-        "KD's), or none for the prediction loss only. With --alpha 0, none is plain fine-tuning without a teacher.",
+        "KD's), or none for the prediction loss only. With --alpha 0, none is plain fine-tuning; the teacher is only "
+        "measured beside it.",
     )
     use_att: bool = HfArg(default=True, help="Learn attention scores.")
     use_rep: bool = HfArg(default=True, help="Learn hidden states.")
@@ -89,7 +94,8 @@ class DistillationArguments:
     )
     emd_solver: Literal[("auto", *SOLVERS)] = HfArg(
         default="auto",
-        help="Exact solver of the transport problem, for the same flows: pyemd, or pot, which is faster (auto).",
+        help="Exact solver of the transport problem, for the same flows: pyemd, which from 1.1 on calls pot, or pot "
+        "itself, which is faster (auto).",
     )
     projection: Literal[PROJECTIONS] = HfArg(
         default="auto",
@@ -125,8 +131,9 @@ class DistillationArguments:
     )
     optimizer: Literal["adamw", "bert_adam"] = HfArg(
         default="adamw",
-        help="bert_adam: the original BERT's, without bias correction, each tensor's gradient clipped to norm 1; "
-        "adamw: what --optim says, the whole gradient clipped to --max_grad_norm.",
+        help="bert_adam: the original BERT's, without bias correction, each tensor's gradient clipped to norm 1; it "
+        "takes --weight_decay (the authors': 0.01), but no --optim, --adam_... or --max_grad_norm. adamw: what --optim "
+        "says, the whole gradient clipped to --max_grad_norm.",
     )
     pad_to_max_length: bool = HfArg(
         default=False, help="Pad every training batch to --max_seq_length, not just to its longest example."
@@ -195,6 +202,10 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
             raise InputError(f"--{name} {getattr(distillation, name)}: must be {rule}")
     if distillation.student_model and distillation.student_layers:
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
+    if distillation.optimizer == "bert_adam":
+        for field in dataclasses.fields(args):
+            if field.name in _NOT_BERT_ADAM and getattr(args, field.name) != field.default:
+                raise InputError(f"--{field.name}: --optimizer bert_adam has its own; leave it out")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
     if args.torch_compile and args.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++")):

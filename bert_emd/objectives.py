@@ -47,19 +47,20 @@ def fixed_mapping(kind: str, student_layers: int, teacher_layers: int) -> list[t
 
     "uniform": student layer i and teacher layer i·N/M, the last to the last (TinyBERT).
     "skip": the same without the last pair, whose layer the prediction loss teaches (Patient KD, skip).
-    "last": student layer i and teacher layer N - M + i, without the last pair (Patient KD, last).
-    Raises InputError where no pair is left, or the teacher has too few layers.
+    "last": student layer i and teacher layer N - M + i, or 1 where that is below 1, without the last pair (Patient KD,
+    last).
+    Raises InputError where no pair is left.
     """
     if kind in ("uniform", "skip"):
         pairs = list(enumerate(evenly_spaced_layers(student_layers, teacher_layers), start=1))
     else:
-        pairs = [(i, teacher_layers - student_layers + i) for i in range(1, student_layers + 1)]
+        pairs = [(i, max(1, teacher_layers - student_layers + i)) for i in range(1, student_layers + 1)]
     if kind in ("skip", "last"):
         pairs.pop()
-    if not pairs or pairs[0][1] < 1:
+    if not pairs:
         raise InputError(
-            f"--layer_mapping {kind}: gives no pairs for {student_layers} student and {teacher_layers} teacher layers; "
-            "use emd or uniform"
+            f"--layer_mapping {kind}: leaves a student's last layer to the predictions, and this one has no other; use "
+            "emd, uniform or none"
         )
     return pairs
 

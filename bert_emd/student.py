@@ -75,17 +75,18 @@ class StoredProjections:
 
 def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjections:
     """What a student's checkpoint (folder or hub name) brings; maps to another width than the teacher's are left out,
-    which is printed."""
+    which is printed. Raises InputError for half a map."""
     found = read_weights(name_or_path, _PROJECTION.match)
     fitting = {key: value for key, value in found.items() if value.shape[0] == teacher_width}
     if len(fitting) < len(found):
         widths = sorted({value.shape[0] for value in found.values()} - {teacher_width})
         print(f"{name_or_path}: its projections are to width {widths}, not to the teacher's {teacher_width}: not used")
-    pairs = {
-        key.removesuffix(".weight"): (value, fitting[key[: -len("weight")] + "bias"])
-        for key, value in fitting.items()
-        if key.endswith(".weight")
-    }
+    pairs = {}
+    for name in {key.rpartition(".")[0] for key in fitting}:
+        try:
+            pairs[name] = fitting[f"{name}.weight"], fitting[f"{name}.bias"]
+        except KeyError as error:
+            raise InputError(f"--student_model {name_or_path}: it has no {error.args[0]} beside the rest") from None
     per_layer = {int(name.split(".")[1]): pair for name, pair in pairs.items() if name.startswith("fit_denses.")}
     return StoredProjections(per_layer, pairs.get("share_fit_dense"), pairs.get("fit_dense"))
 
@@ -112,7 +113,7 @@ class Student(nn.Module):
         else "per_layer".
     stored: maps that the student's checkpoint brings. Those of the chosen kind are where training starts, but TinyBERT
         v1's only with "auto", as in the authors' code; others, and all without a checkpoint's, start at random.
-    Raises InputError where there is no map and the widths differ.
+    Raises InputError where there is no map and the widths differ, or a stored map is of a layer that is not there.
     """
 
     def __init__(
@@ -145,6 +146,10 @@ class Student(nn.Module):
                 linear.bias.zero_()
             pairs = {"per_layer": stored.per_layer, "shared": {0: shared} if shared else {}}
             for layer, (weight, bias) in pairs.get(projection, {}).items():
+                if layer >= maps:
+                    raise InputError(
+                        f"--student_model: its checkpoint has fit_denses.{layer}, but only {layers} layers"
+                    )
                 self.projections[layer].weight.copy_(weight)
                 self.projections[layer].bias.copy_(bias)
 

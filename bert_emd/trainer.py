@@ -114,11 +114,14 @@ class DistillationTrainer(TaskTrainer):
         teacher = f"`{self.teacher.config.name_or_path}`" if self.teacher is not None else None
         if not self.objective.needs_teacher:
             return super().origin() + (f" {teacher} took no part; it is here for comparison." if teacher else "")
-        if isinstance(self.objective.mapping, LayerTransport):
+        layers = self.objective.use_attention or self.objective.use_hidden
+        if layers and isinstance(self.objective.mapping, LayerTransport):
             return f"Distilled with BERT-EMD from {teacher}."
-        if self.objective.mapping is not None:
+        if layers:
             return f"Distilled from {teacher}, layer by layer under a fixed mapping."
-        return f"Distilled from the predictions of {teacher}."
+        predictions = self.objective.use_prediction and self.objective.alpha > 0
+        parts = {"embeddings": self.objective.use_embedding, "predictions": predictions}
+        return f"Distilled from the {' and '.join(name for name, used in parts.items() if used)} of {teacher}."
 
     def write_card(self, results: dict, picture: str | None = None) -> None:
         drawn = self.draw_layers()

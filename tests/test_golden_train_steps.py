@@ -35,6 +35,8 @@ class Watched(Objective):
                 "loss": loss.item(),
                 "logits": arguments[0].logits.detach(),
                 "teacher": arguments[1].logits,
+                "hidden_states": [[state.detach() for state in side.hidden_states] for side in arguments[:2]],
+                "attention": [[scores.detach() for scores in side.attention] for side in arguments[:2]],
                 "weights": weights,
             }
             | {name: terms[name].item() for name in TERMS}
@@ -111,6 +113,15 @@ def test_six_steps(case, max_seq_length, tmp_path):
     trainer.train()
 
     assert len(objective.seen) == STEPS
+    first, keys = objective.seen[0], values["step0/attention_mask"][:, None, None, :].astype(bool)
+    for who, states, attention in zip(("student", "teacher"), first["hidden_states"], first["attention"], strict=True):
+        name = "student_hidden_projected" if who == "student" else "teacher_hidden"
+        for k, state in enumerate(states):
+            np.testing.assert_allclose(state, values[f"step0/{name}/{k}"], atol=1e-5)
+        for k, scores in enumerate(attention):
+            scores = scores if scores.dim() == 4 else scores[0] @ scores[1].mT
+            theirs = values[f"step0/{who}_scores/{k}"]
+            np.testing.assert_allclose(np.where(keys, scores, 0), np.where(keys, theirs, 0), atol=1e-5)
     for k, step in enumerate(objective.seen):
         get = {name.split("/", 1)[1]: values[name] for name in values.files if name.startswith(f"step{k}/")}
         for name in TERMS:

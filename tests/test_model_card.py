@@ -70,7 +70,7 @@ def test_students_without_layer_losses_have_no_picture(tmp_path, glue_dir):
     for more, said in (
         (["--layer_mapping", "none", "--alpha", 0], f"Fine-tuned from `{teacher}`. `{teacher}` took no part"),
         (["--layer_mapping", "none"], f"Distilled from the predictions of `{teacher}`."),
-        (["--use_att", False, "--use_rep", False], f"Distilled with BERT-EMD from `{teacher}`."),
+        (["--use_att", False, "--use_rep", False], f"Distilled from the embeddings and predictions of `{teacher}`."),
         (["--num_train_epochs", 0], f"Distilled with BERT-EMD from `{teacher}`."),
     ):
         out = tmp_path / "-".join(map(str, more))

@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
-from bert_emd.layer_transport import LayerTransport
+from bert_emd.layer_transport import WEIGHT_UPDATES, LayerTransport
 from bert_emd.objectives import (
     FixedMapping,
     LayerCosts,
@@ -21,17 +23,17 @@ GOLDEN = Path(__file__).parent / "golden"
 HEADS, LENGTH, WIDTH, M, N = 2, 5, 6, 2, 3
 
 
-def outputs(layers, seed, length=LENGTH, requires_grad=False, form="scores"):
+def outputs(layers, seed, length=LENGTH, requires_grad=False, form="scores", batch=3):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator).requires_grad_(requires_grad)
 
     return LayerOutputs(
-        draw(3, 2),
-        tuple(draw(3, length, WIDTH) for _ in range(layers + 1)),
+        draw(batch, 2),
+        tuple(draw(batch, length, WIDTH) for _ in range(layers + 1)),
         tuple(
-            draw(3, HEADS, length, length) if form == "scores" else draw(2, 3, HEADS, length, WIDTH // HEADS)
+            draw(batch, HEADS, length, length) if form == "scores" else draw(2, batch, HEADS, length, WIDTH // HEADS)
             for _ in range(layers)
         ),
     )
@@ -58,10 +60,11 @@ def test_fixed_mappings():
     assert fixed_mapping("skip", 6, 12) == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
     assert fixed_mapping("last", 6, 12) == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
     assert fixed_mapping("uniform", 3, 2) == [(1, 1), (2, 2), (3, 2)]
-    with pytest.raises(InputError, match="--layer_mapping skip: gives no pairs for 1 student and 6 teacher"):
-        fixed_mapping("skip", 1, 6)
-    with pytest.raises(InputError, match="--layer_mapping last"):
-        fixed_mapping("last", 4, 2)
+    assert fixed_mapping("last", 4, 2) == [(1, 1), (2, 1), (3, 1)]
+    assert fixed_mapping("uniform", 1, 1) == [(1, 1)]
+    for kind in ("skip", "last"):
+        with pytest.raises(InputError, match=f"--layer_mapping {kind}: leaves a student's last layer to the predictio"):
+            fixed_mapping(kind, 1, 6)
 
 
 def test_fixed_mapping_is_the_mean_of_its_pairs():
@@ -184,11 +187,49 @@ def test_labels_alone_need_no_teacher():
         Objective(None, LayerCosts(16), beta=0.1, use_prediction=False)
 
 
-def test_one_token_one_example_and_identical_models_are_finite():
-    same = outputs(M, 1, length=1)
+@st.composite
+def _steps(draw):
+    """Two models' outputs, some of their layers alike, a mask, and the module that compares them, its weights drawn."""
+    m, n, batch = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    lengths = draw(st.lists(st.integers(1, LENGTH), min_size=batch, max_size=batch))
+    form, counted = draw(st.sampled_from(["scores", "factors"])), draw(st.booleans())
+    size = {"length": LENGTH if counted else max(lengths), "form": form, "batch": batch}
+    student, teacher = outputs(m, draw(st.integers(0, 99)), requires_grad=True, **size), outputs(n, 100, **size)
+    for i, j in draw(st.lists(st.tuples(st.integers(0, m - 1), st.integers(0, n - 1)), max_size=3)):
+        student.hidden_states[1 + i].data.copy_(teacher.hidden_states[1 + j])
+        student.attention[i].data.copy_(teacher.attention[j])
+    update, merge = draw(st.sampled_from(WEIGHT_UPDATES)), draw(st.booleans())
+    module = Objective(LayerTransport(m, n, update, 5.0, merge), LayerCosts(LENGTH, counted), beta=0.1)
+    for weights in (*module.mapping.attention_weights, *module.mapping.hidden_weights):
+        drawn = draw(st.lists(st.floats(1e-12, 1), min_size=len(weights), max_size=len(weights)))
+        weights.copy_(torch.tensor(drawn, dtype=torch.float64) / sum(drawn))
+    return student, teacher, mask(*lengths, length=size["length"]), module
+
+
+@given(_steps())
+@settings(max_examples=150, deadline=None)
+def test_never_nan(step):
+    """Any M and N, a batch of one, one token, layers that are alike: finite losses, gradients and weights."""
+    student, teacher, attention_mask, module = step
+    for _ in range(3):
+        before = [weights.clone() for weights in module.mapping.hidden_weights]
+        loss, terms, transport = module(student, teacher, attention_mask, None)
+        loss.backward()
+        assert all(torch.isfinite(term) and term >= 0 for term in terms.values())
+        for tensor in (student.logits, *student.hidden_states, *student.attention):
+            assert torch.isfinite(tensor.grad).all()
+        for axis, weights in enumerate(before):
+            np.testing.assert_allclose(transport.hidden_flow.sum(axis=1 - axis), weights, atol=1e-9)
+        for weights in (*module.mapping.attention_weights, *module.mapping.hidden_weights):
+            assert torch.isfinite(weights).all() and weights.sum().item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_teacher_itself_as_student_keeps_uniform_weights(batch):
+    same = outputs(M, 1, length=1, batch=batch)
     module = Objective(LayerTransport(M, M), LayerCosts(16), beta=0.1)
     for _ in range(4):
-        loss, terms, _ = module(same, same, mask(1, 1, 1, length=1), None)
+        loss, terms, _ = module(same, same, mask(*[1] * batch, length=1), None)
         assert torch.isfinite(loss)
         assert terms["hidden_loss"].item() == terms["attention_loss"].item() == 0
     for weights in module.mapping.hidden_weights:

@@ -174,6 +174,19 @@ def test_one_map_for_all_layers(name, projection, used, tmp_path):
     assert torch.equal(student.projections[0].weight, weights[f"{name}.weight"]) == used
 
 
+def test_maps_that_do_not_fit_the_student_are_refused(tmp_path):
+    general_distilled(tmp_path / "student", [*V2, "fit_denses.3"])
+    stored = stored_projections(str(tmp_path / "student"), 36)
+    with pytest.raises(InputError, match=r"--student_model: its checkpoint has fit_denses\.3, but only 2 layers"):
+        Student(bert(2), 36, "auto", stored)
+    file = tmp_path / "student" / "pytorch_model.bin"
+    weights = torch.load(file, weights_only=True)
+    del weights["fit_denses.1.bias"]
+    torch.save(weights, file)
+    with pytest.raises(InputError, match=r"--student_model .*student: it has no fit_denses\.1\.bias beside the rest"):
+        stored_projections(str(tmp_path / "student"), 36)
+
+
 def test_relu_head_has_no_dropout_and_can_be_taken_back():
     model = bert(2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.5)
     own = model(IDS).logits
