@@ -11,6 +11,8 @@ summary.csv (a row for each method and figure), a picture of each figure over tr
 import argparse
 import csv
 import io
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from bert_emd.comparison import TEACHER, Comparison, Cost, Summary, compare, costs
@@ -18,7 +20,7 @@ from bert_emd.pictures import draw_accuracy_against_latency, draw_dev_scores
 from bert_emd.published import published_tables
 from bert_emd.report import Picture, report_page
 from bert_emd.result_tables import Number, Table, latex, markdown, markdown_text
-from bert_emd.runs import Run, Unfinished, figures_of, find_runs
+from bert_emd.runs import Run, Unfinished, figures_of, find_runs, run_name
 from bert_emd.significance import RESAMPLES
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
 from bert_finetune.files import read_toml, write_atomically
@@ -41,10 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     if options.resamples < 100:
         raise InputError(f"--resamples {options.resamples}: an interval needs 100 or more")
 
-    plans = {root: root / "plan.toml" for root in options.folders if (root / "plan.toml").is_file()}
+    plan_files = {root: root / "plan.toml" for root in options.folders if (root / "plan.toml").is_file()}
     runs, unfinished = find_runs(options.folders)
-    baseline, notes = choose_baseline(options.baseline, plans.values(), runs)
-    notes += state_notes(unfinished)
+    plans = [read_toml(path) for path in plan_files.values()]
+    baseline, notes = choose_baseline(options.baseline, plans, runs)
+    notes += state_notes(unfinished) + begin_notes(plans, [*runs, *unfinished])
     comparison = compare(runs, baseline, options.resamples)
     cost, conditions = costs(runs, timed=not options.no_speed)
     measured = [overview(comparison, cost, conditions), *differences(comparison)]
@@ -69,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             pictures + [Picture(path, path.stem) for path in options.pictures],
             {run.name: run.command for run in runs if run.command},
             versions(runs),
-            {str(root): path.read_text(encoding="utf-8") for root, path in plans.items()},
+            {str(root): path.read_text(encoding="utf-8") for root, path in plan_files.items()},
         ),
     }
     for name, content in files.items():
@@ -78,18 +81,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"written into {options.output_dir}: {', '.join(files)}")
 
 
-def choose_baseline(asked: str | None, plans, runs: list[Run]) -> tuple[str | None, list[str]]:
+def choose_baseline(asked: str | None, plans: list[dict], runs: list[Run]) -> tuple[str | None, list[str]]:
     """The baseline's name, or None, and what there is to say about it.
 
     Raises InputError for a method that no run is of, and plans that differ.
     """
     methods = dict.fromkeys(run.method for run in runs)
-    planned = {plan: read_toml(plan).get("baseline") for plan in plans}
-    if asked is None and len({*planned.values()}) > 1:
-        raise InputError(
-            "the plans name different baselines: " + ", ".join(map(str, planned.values())) + "; give --baseline"
-        )
-    name = asked or next(iter(planned.values()), None)
+    planned = list(dict.fromkeys(plan.get("baseline") for plan in plans))
+    if asked is None and len(planned) > 1:
+        raise InputError(f"the plans name different baselines: {', '.join(map(str, planned))}; give --baseline")
+    name = asked or next(iter(planned), None)
     if name in methods:
         return name, []
     if asked:
@@ -106,10 +107,24 @@ def state_notes(unfinished: list[Unfinished]) -> list[str]:
     return [f"{len(unfinished)} {'runs are' if len(unfinished) > 1 else 'run is'} left out, not finished: {named}."]
 
 
+def begin_notes(plans: list[dict], begun: list[Run | Unfinished]) -> list[str]:
+    """How many of the plans' students have not begun, and which methods of which tasks they are of."""
+    known = {run.name for run in begun}
+    missing = []
+    for plan in plans:
+        parts = (plan.get("tasks", []), plan.get("sizes") or [None], plan.get("methods", []), plan.get("seeds", []))
+        missing += [place for place in product(*parts) if run_name(*place) not in known]
+    if not missing:
+        return []
+    named = Counter(run_name(*place[:3], None) for place in missing)
+    listed = ", ".join(f"{name} ({count})" for name, count in named.items())
+    return [f"{len(missing)} of the planned students have not begun, by method (seeds): {listed}."]
+
+
 def overview(comparison: Comparison, cost: Costs, conditions: str) -> Table:
     """Methods x figures, as papers print it."""
     figures = comparison.figures
-    counts = {len(summary.values) for summary in comparison.summaries if summary.method != "teacher"}
+    counts = {len(summary.values) for summary in comparison.summaries if summary.method != TEACHER}
     rows = []
     for size, method in comparison.methods:
         found = [comparison.of(figure, size, method) for figure in figures]
@@ -117,8 +132,9 @@ def overview(comparison: Comparison, cost: Costs, conditions: str) -> Table:
         cells = [mean_cell(summary, with_seeds=len(counts) > 1) for summary in found]
         rows.append([method, size or "", *cells, points(average), *cost_cells(cost.get((size, method)))])
     titles = [figure.title for figure in figures]
-    seeds = counts.pop() if len(counts) == 1 else "in brackets"
-    notes = [f"Dev set, in points: mean ± standard deviation over seeds (number of seeds: {seeds})."]
+    seeds = next(iter(counts)) if len(counts) == 1 else "in brackets"
+    spread = f": mean ± standard deviation over seeds (number of seeds: {seeds})" if counts else ""
+    notes = [f"Dev set, in points{spread}."]
     if len(figures) > 1:
         notes.append(f"Average: mean of {', '.join(titles)}, for methods that have all of them.")
     notes += [conditions] if conditions else []
@@ -138,12 +154,11 @@ def differences(comparison: Comparison) -> list[Table]:
         "95 % interval",
         "claim",
         "p",
-        "training (s)",
     ]
     notes = (
         "Here and below: difference in points, over the seeds that both have. Interval: paired bootstrap over dev "
-        "examples, not corrected for several comparisons; a claim stands only where it excludes zero. p: paired t-test "
-        "over seeds.",
+        "examples, for the models as they were trained. p: paired t-test over seeds, for training anew; none with one "
+        "seed. A claim stands only where the interval excludes zero and p < .05, whatever the number of comparisons.",
     )
     tables = []
     for figure in comparison.figures:
@@ -167,7 +182,6 @@ def difference_row(summary: Summary) -> list:
         interval,
         summary.claim,
         p,
-        points(summary.train_seconds, ".0f"),
     ]
 
 
@@ -223,7 +237,7 @@ def summary_rows(comparison: Comparison, cost: Costs) -> list[dict]:
         row = {"figure": summary.figure.title, "size": summary.size, "method": summary.method}
         row |= {"seeds": len(summary.values), "mean": summary.mean, "sd": summary.sd, "baseline": comparison.baseline}
         row |= {"common_seeds": len(summary.common), "difference": summary.difference, "low": low, "high": high}
-        row |= {"claim": summary.claim, "p": summary.p, "train_seconds": summary.train_seconds}
+        row |= {"claim": summary.claim, "p": summary.p}
         known = cost.get((summary.size, summary.method))
         for name in ("parameters", "megabytes", "speed_up"):
             row[name] = getattr(known, name, None)

@@ -22,6 +22,8 @@ from bert_finetune.footprint import measure_models
 
 TEACHER = "teacher"
 
+_SIGNIFICANT = 0.05
+
 # Speed is timed on sequences of this many tokens, so many at once.
 _BATCH, _TOKENS = 8, 64
 
@@ -31,14 +33,14 @@ class Summary:
     """A method on one figure. All figures and differences in points (100 x the figure).
 
     values: one per seed. difference: mean over the `common` seeds of (method - baseline); interval: its 95 % bootstrap
-    interval over dev examples; p: of the paired t-test over the common seeds. None where there is nothing to tell.
+    interval over dev examples, for the models as they were trained; p: of the paired t-test over the common seeds, for
+    training anew. None where there is nothing to tell.
     """
 
     figure: Figure
     size: str | None
     method: str
     values: tuple[float, ...]
-    train_seconds: float | None = None
     common: tuple[int | None, ...] = ()
     difference: float | None = None
     interval: tuple[float, float] | None = None
@@ -54,8 +56,13 @@ class Summary:
 
     @property
     def claim(self) -> str:
-        """ "better" or "worse" than the baseline, only where the interval excludes zero."""
+        """ "better" or "worse" than the baseline, only where the interval excludes zero and the seeds agree: p < .05.
+
+        The interval alone, which knows nothing of chance in training, often excludes zero for two equal methods.
+        """
         low, high = self.interval or (0, 0)
+        if self.p is None or self.p >= _SIGNIFICANT:
+            return ""
         return "better" if low > 0 else "worse" if high < 0 else ""
 
 
@@ -133,11 +140,8 @@ def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], res
                 told["interval"] = bootstrap_interval(ours, theirs)
         elif base:
             comparison.notes.append(f"{figure.title}, {method}: no seed in common with {comparison.baseline}.")
-        times = [seconds for run in seeds.values() if (seconds := run.number("train_seconds")) is not None]
         values = tuple(100 * run.figure(figure) for run in seeds.values())
-        comparison.summaries.append(
-            Summary(figure, size, method, values, float(np.mean(times)) if times else None, tuple(common), **told)
-        )
+        comparison.summaries.append(Summary(figure, size, method, values, tuple(common), **told))
     if not any(run.method == TEACHER for run in runs):
         comparison.summaries += _teacher_of(figure, runs)
 

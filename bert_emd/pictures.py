@@ -210,7 +210,7 @@ def _read_flows(run: str | Path, most: int | None = None) -> tuple[np.ndarray, d
 def _read_scores(runs: list[str | Path], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps (K,) at which all `runs` were evaluated, and their scores there (runs, K)."""
     histories = [json.loads((Path(run) / "eval_results.json").read_text(encoding="utf-8"))["history"] for run in runs]
-    by_step = [{entry["step"]: entry[key] for entry in history} for history in histories]
+    by_step = [{entry["step"]: entry[key] for entry in history if key in entry} for history in histories]
     steps = sorted(set.intersection(*map(set, by_step)))
     if not steps:
         raise ValueError(f"no step at which all of these were evaluated: {', '.join(map(str, runs))}")

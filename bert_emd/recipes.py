@@ -64,7 +64,7 @@ _AUTHORS = {
 }
 
 # By which dev figure their code chooses the best checkpoint, where that is not the one GLUE reports.
-_AUTHORS_CHOOSE_BY = {"MRPC": "accuracy", "QQP": "accuracy", "STS-B": "corr"}
+AUTHORS_CHOOSE_BY = {"MRPC": "accuracy", "QQP": "accuracy", "STS-B": "corr"}
 
 RECIPES = {
     "recommended": {},
@@ -94,8 +94,8 @@ def recipe_defaults(recipe: str, student_layers: int, task: str, pred_distill: b
     defaults = {"num_train_epochs": EPOCHS.get(task, 10), "max_seq_length": LENGTHS.get(task, 128)} | vars(best)
     defaults |= RECIPES[recipe]
     if recipe != "recommended":
-        if task in _AUTHORS_CHOOSE_BY:
-            defaults["metric_for_best_model"] = _AUTHORS_CHOOSE_BY[task]
+        if task in AUTHORS_CHOOSE_BY:
+            defaults["metric_for_best_model"] = AUTHORS_CHOOSE_BY[task]
         if pred_distill:
             defaults |= {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
     return defaults

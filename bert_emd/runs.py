@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from bert_emd.recipes import AUTHORS_CHOOSE_BY
 from bert_finetune.errors import InputError, reading
 from bert_finetune.files import read_json
 from bert_finetune.glue import REGRESSION_FIGURES, TASKS, Task, get_task
@@ -28,6 +29,7 @@ _OLDER_NAMES = {
     "f1": "eval_f1",
     "mcc": "eval_mcc",
     "spearmanr": "eval_spearman",
+    "corr": "eval_corr",
     "mnli/acc": "eval_matched_accuracy",
     "mnli-mm/acc": "eval_mismatched_accuracy",
 }
@@ -239,7 +241,7 @@ def _read_run(root: Path, folder: Path, record: dict) -> Run | Unfinished:
     task = _task(task_name, results[0], folder)
     # The published code gives MNLI's matched figure without the set's name.
     results = [{task.best_metric: entry.get(f"eval_{task.metric}")} | entry for entry in results]
-    best = max(results, key=lambda entry: _rank(entry[task.best_metric]))
+    best = max(results, key=lambda entry: _rank(entry.get(_chosen_by(task, entry))))
     run = Run(folder, task, size, method, seed, best, args, record)
     if all(run.figure(figure) is None for figure in figures_of(task)):
         raise InputError(f"{folder}: its eval_results has no {task.best_metric}, which {task.name} is compared by")
@@ -248,7 +250,7 @@ def _read_run(root: Path, folder: Path, record: dict) -> Run | Unfinished:
 
 def _read_results(folder: Path) -> list[dict]:
     """The evaluations in a folder's results: one in eval_results.json. The published code appends each evaluation to
-    eval_results.txt and saves the model of the best."""
+    eval_results.txt; of these the model is kept that is best by `_chosen_by`."""
     path = folder / "eval_results.json"
     if path.is_file():
         return [read_json(path)]
@@ -272,6 +274,12 @@ def _read_results(folder: Path) -> list[dict]:
         except ValueError:
             entries[-1][key] = text
     return entries
+
+
+def _chosen_by(task: Task, entry: dict) -> str:
+    """The figure by which the published code keeps a model."""
+    key = f"eval_{AUTHORS_CHOOSE_BY.get(task.name)}"
+    return key if key in entry else task.best_metric
 
 
 def _rank(value) -> float:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import ttest_rel
 
 from bert_finetune.glue import Task
@@ -76,8 +77,9 @@ def _counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Measure
     """A figure that the confusion matrix determines."""
     labels = labels.astype(int)
     classes = 1 + max(labels.max(), predictions.max(), 1)
-    cells = np.zeros((len(labels), classes * classes))
-    cells[np.arange(len(labels)), labels * classes + predictions] = 1
+    # Sparse: an example is in one of the classes² cells.
+    places = np.arange(len(labels)), labels * classes + predictions
+    cells = csr_array((np.ones(len(labels)), places), shape=(len(labels), classes * classes))
     figure = _OF_CONFUSION[metric]
     return lambda weights: figure((weights @ cells).reshape(-1, classes, classes))
 

@@ -71,10 +71,10 @@ def rows_of(text, title):
 
 @pytest.fixture
 def suite(tmp_path):
-    """Three seeds of a baseline (.60, .62, .64 right) and of two rivals: one far ahead, one level."""
+    """Three seeds of a baseline (.60, .62, .64 right) and of two rivals: one far ahead (.18, .20, .22), one level."""
     for seed, right in ((1, 0.60), (2, 0.62), (3, 0.64)):
         write_run(tmp_path / "runs/RTE/none" / f"seed-{seed}", answers(right), seed=seed, train_seconds=10 * seed)
-        write_run(tmp_path / "runs/RTE/emd" / f"seed-{seed}", answers(right + 0.1 * seed, 7), seed=seed)
+        write_run(tmp_path / "runs/RTE/emd" / f"seed-{seed}", answers(right + 0.16 + 0.02 * seed, 7), seed=seed)
         write_run(tmp_path / "runs/RTE/skip" / f"seed-{seed}", answers(right, 100), seed=seed)
     return tmp_path
 
@@ -85,9 +85,8 @@ def test_means_differences_and_claims(suite, capsys):
     none, emd, skip = (only(summary, method=method) for method in ("none", "emd", "skip"))
     assert (float(none["mean"]), float(none["sd"]), none["seeds"]) == (62, 2, "3")
     assert (none["difference"], none["low"], none["claim"], none["p"]) == ("", "", "", "")
-    assert float(none["train_seconds"]) == 20 and emd["train_seconds"] == ""
     assert float(emd["difference"]) == pytest.approx(20) and float(emd["low"]) > 0 and emd["claim"] == "better"
-    assert float(emd["p"]) == pytest.approx(0.0742, abs=1e-3)  # t = 20 / (10 / √3) with 2 degrees of freedom
+    assert float(emd["p"]) == pytest.approx(0.0033, abs=1e-4)  # t = 20 / (2 / √3) with 2 degrees of freedom
     assert float(skip["difference"]) == 0 and float(skip["low"]) < 0 < float(skip["high"])
     assert skip["claim"] == "" and skip["p"] == ""
     rows = rows_of(text, "RTE, dev set")
@@ -95,7 +94,20 @@ def test_means_differences_and_claims(suite, capsys):
     assert rows["emd"]["difference to none"] == "+20.00" and rows["emd"]["claim"] == "better"
     assert rows["skip"]["claim"] == "" and rows["none"]["mean ± sd"] == "62.0 ± 2.0"
     assert len(runs) == 9 and only(runs, method="emd", seed="2")["figure"] == "82.0"
+    assert [row["train_seconds"] for row in runs if row["method"] == "none"] == ["10", "20", "30"]
     assert "standard deviation over seeds (number of seeds: 3)." in text
+
+
+def test_no_claim_where_the_seeds_do_not_agree(tmp_path):
+    """An interval over examples alone, be it far from zero, says nothing of a model trained anew."""
+    for seed, ahead in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        write_run(tmp_path / f"runs/RTE/none/seed-{seed}", answers(0.6), seed=seed)
+        write_run(tmp_path / f"runs/RTE/jumpy/seed-{seed}", answers(0.6 + ahead, 7), seed=seed)
+    write_run(tmp_path / "runs/RTE/once/seed-1", answers(0.9, 7), seed=1)
+    _, summary, _ = run(tmp_path, "--baseline", "none")
+    jumpy, once = only(summary, method="jumpy"), only(summary, method="once")
+    assert float(jumpy["low"]) > 10 and float(jumpy["p"]) == pytest.approx(0.0742, abs=1e-3) and not jumpy["claim"]
+    assert float(once["low"]) > 10 and once["p"] == once["claim"] == ""
 
 
 def test_the_other_way_round_it_is_worse(suite):
@@ -116,6 +128,12 @@ def test_the_plan_names_the_baseline(suite):
     text, summary, _ = run(suite)
     assert "difference to skip" in text and only(summary, method="emd")["baseline"] == "skip"
     assert "# &lt;b&gt;" in (suite / "results/report.html").read_text()
+    more = 'tasks = ["RTE", "MRPC"]\nseeds = [1, 2, 3, 4]\n[methods.none]\n[methods.uniform]\n'
+    (suite / "runs/plan.toml").write_text('baseline = "skip"\n' + more)
+    assert (
+        "- 13 of the planned students have not begun, by method (seeds): RTE none (1), RTE uniform (4), MRPC none (4), "
+        "MRPC uniform (4)."
+    ) in run(suite)[0]
     (suite / "runs/plan.toml").write_text('baseline = "uniform"')
     assert "The plan's baseline uniform has no finished run: no differences." in run(suite)[0]
 
@@ -159,7 +177,7 @@ def test_tasks_average_and_mnli(tmp_path):
     assert float(rows["emd"]["average"]) == pytest.approx((150 + mismatched) / 3, abs=0.06)
     assert "Average: mean of MNLI-m, MNLI-mm, RTE, for methods that have all of them." in text
     assert float(only(runs, task="MNLI", method="emd")["mismatched"]) == mismatched
-    assert only(summary, figure="MNLI-m", method="emd")["claim"] == "better"
+    assert float(only(summary, figure="MNLI-m", method="emd")["low"]) > 0
 
 
 def test_records_say_what_a_run_is(tmp_path):
@@ -203,14 +221,14 @@ def test_unfinished_and_failed_runs_are_named(suite):
 
 
 def test_the_published_codes_text_file(tmp_path):
-    """It says neither task nor seed; each evaluation is appended, and the model kept is the best one's."""
+    """It says neither task nor seed; each evaluation is appended, and the model kept is that of the best accuracy."""
     folder = tmp_path / "runs/MRPC/student"
     folder.mkdir(parents=True)
     (folder / "eval_results.txt").write_text("acc = 0.80\nf1 = 0.85\nacc = 0.82\nf1 = 0.88\nacc = 0.83\nf1 = 0.87\n")
     (tmp_path / "runs/MNLI").mkdir()
     (tmp_path / "runs/MNLI/eval_results.txt").write_text("acc = 0.7\n\nglobal_step = 5\n")
     text, summary, _ = run(tmp_path)
-    assert only(summary, figure="MRPC F1")["mean"] == "88.0" and only(summary, figure="MRPC F1")["method"] == "student"
+    assert only(summary, figure="MRPC F1")["mean"] == "87.0" and only(summary, figure="MRPC F1")["method"] == "student"
     assert only(summary, figure="MNLI-m")["mean"] == "70.0" and "MNLI-mm, dev" not in text
 
 
@@ -219,7 +237,7 @@ def test_a_task_of_ones_own(tmp_path):
         write_run(tmp_path / "runs" / method, answers(right), seed=1, task="RTE")
         results = json.loads((tmp_path / "runs" / method / "eval_results.json").read_text())
         (tmp_path / "runs" / method / "eval_results.json").write_text(json.dumps(results | {"task": "custom"}))
-    assert only(run(tmp_path, "--baseline", "none")[1], figure="custom", method="emd")["claim"] == "better"
+    assert float(only(run(tmp_path, "--baseline", "none")[1], figure="custom", method="emd")["low"]) > 0
 
 
 def test_names_are_escaped(tmp_path):
@@ -286,7 +304,7 @@ BAD = {
     ),
     "stale logits": (
         lambda runs: np.savez(runs / "RTE/emd/seed-1/dev_predictions.npz", logits=answers(0.1), labels=LABELS),
-        "gives eval_accuracy 0.1000, but the eval_results beside it 0.7000; they are not of the same run",
+        "gives eval_accuracy 0.1000, but the eval_results beside it 0.7800; they are not of the same run",
     ),
     "another dev set": (
         lambda runs: write_run(runs / "RTE/other", answers(0.6, labels=1 - LABELS), 1 - LABELS, seed=1),
@@ -400,7 +418,7 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
     assert float(rows["emd"]["weights (MB)"]) <= float(rows["teacher"]["weights (MB)"])
     assert "Speed-up: on a batch of 8 x 62 made-up tokens" in text
     emd = rows_of(text, "RTE, dev set")["emd"]
-    assert re.fullmatch(r"\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", emd["95 % interval"]) and float(emd["training (s)"]) >= 0
+    assert re.fullmatch(r"\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", emd["95 % interval"])
     page = (tmp_path / "results/report.html").read_text()
     assert "data:image/svg+xml;base64," in page and page.count("RTE emd, seed 1: flow<") == 1
     for name, words in {"rte-training": ["none", "emd", "training step"], "rte-latency": ["teacher", "emd"]}.items():
