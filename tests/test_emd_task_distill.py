@@ -14,6 +14,7 @@ from bert_emd.emd_task_distill import main, parse
 from bert_emd.objectives import LayerCosts
 from bert_emd.recipes import has_bf16
 from bert_finetune.glue import TASKS
+from bert_finetune.run_glue import main as run_glue
 
 
 def command(teacher, glue_dir, out, *more, task="RTE", student=("--student_layers", 2)):
@@ -97,6 +98,7 @@ def test_a_narrower_student_with_its_own_checkpoint(teacher, small_student, glue
         (["--layer_mapping", "uniform", "--alpha", "0.5"], "attention hidden embedding soft hard"),
         (["--layer_mapping", "skip"], "attention hidden embedding soft"),
         (["--layer_mapping", "last"], "attention hidden embedding soft"),
+        (["--cost_attention", "softmax", "--T_emd", "5"], "attention hidden embedding soft"),
         (["--cost_attention", "softmax2", "--T_emd", "5"], "attention hidden embedding soft"),
         (["--projection", "shared", "--theta", "2"], "attention hidden embedding soft"),
         (["--optimizer", "bert_adam", "--schedule", "constant"], "attention hidden embedding soft"),
@@ -112,6 +114,61 @@ def test_variants_run(options, losses, teacher, glue_dir, tmp_path):
     assert {key for key in entry if key.endswith("_loss") and key not in ("train_loss", "eval_loss")} == {
         f"{name}_loss" for name in losses.split()
     }
+
+
+@pytest.mark.parametrize(
+    ("mapping", "layers", "pairs"),
+    [
+        ("uniform", "2", "1-2, 2-4"),
+        ("skip", "2", "1-2"),
+        ("last", "2", "1-3"),
+        ("skip", "3", "1-2, 2-3"),
+        ("uniform", "5", "1-1, 2-2, 3-3, 4-4, 5-4"),  # of a student with more layers than its teacher
+        ("last", "5", "1-1, 2-1, 3-2, 4-3"),
+        ("emd", "5", None),
+    ],
+)
+def test_layers_learn_from_those_that_are_printed(mapping, layers, pairs, teacher, glue_dir, tmp_path, capsys):
+    out, student = tmp_path / "out", ("--student_layers", layers)
+    if int(layers) > 4:
+        names = TASKS["RTE"].class_names
+        student = ("--student_model", save_bert(tmp_path / "student", names, num_hidden_layers=int(layers)))
+    run(*command(teacher, glue_dir, out, "--layer_mapping", mapping, "--max_steps", 2, student=student))
+    printed = capsys.readouterr().out
+    with np.load(out / "flows.npz") as flows:
+        for branch in ("attention_flow", "hidden_flow"):
+            flow = flows[branch].mean(axis=0)
+            assert flow.shape == (int(layers), 4) and flow.sum() == pytest.approx(1)
+            found = ", ".join(f"{i + 1}-{j + 1}" for i, j in np.argwhere(flow))
+            assert found == pairs if pairs else len(np.argwhere(flow)) >= 5
+    assert (f"layer mapping, student-teacher: {pairs}\n" in printed) == bool(pairs)
+
+
+def test_plain_fine_tuning_is_that_of_run_glue(teacher, glue_dir, tmp_path):
+    student = save_bert(tmp_path / "student", TASKS["RTE"].class_names, num_hidden_layers=2)
+    same = ["--learning_rate", "1e-3", "--max_steps", 3, "--logging_steps", 1, "--bf16", "False", "--seed", 5]
+    plain = ["--layer_mapping", "none", "--alpha", 0]
+    run(*command(teacher, glue_dir, tmp_path / "ours", *same, *plain, student=("--student_model", student)))
+    options = json.loads((tmp_path / "ours/args.json").read_text())["options"]
+    same += ["--lr_scheduler_type", options["lr_scheduler_type"], "--warmup_steps", options["warmup_steps"]]
+    same += ["--weight_decay", options["weight_decay"], "--train_batch_size", 8, "--max_seq_length", 32, "--no_cuda"]
+    where = ["--task_name", "RTE", "--data_dir", glue_dir, "--output_dir", tmp_path / "theirs", "--do_train"]
+    run_glue([str(argument) for argument in ("--model_name_or_path", student, *where, *same)])
+    ours, theirs = (results(tmp_path / name)["history"][-1] for name in ("ours", "theirs"))
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
+    assert ours["hard_loss"] == pytest.approx(ours["train_loss"], rel=1e-6)
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
+
+
+def test_with_one_branch_off_only_the_other_shapes_the_weights(teacher, glue_dir, tmp_path):
+    for off, on in (("att", "hidden"), ("rep", "attention")):
+        rows = []
+        for more in ([], ["--separate"]):
+            out = tmp_path / "-".join([off, *more])
+            run(*command(teacher, glue_dir, out, "--logging_steps", 1, f"--use_{off}", "False", *more))
+            rows.append([{k: v for k, v in row.items() if k.startswith(on)} for row in weights_csv(out)])
+        merged, separate = rows
+        assert merged == separate and merged[-1][f"{on}_student_1"] != "0.500000"
 
 
 def test_weights_stay_uniform_without_cost_attention(teacher, glue_dir, tmp_path):
@@ -170,6 +227,7 @@ def test_authors_recipes(recipe, cost_attention, small_student, glue_dir, tmp_pa
     assert {name: options[name] for name in expected} == expected
     assert f"recipe {recipe}" in printed and "--optimizer bert_adam" in printed
     found = results(out)
+    assert found["eval_loss"] != found["own_head_eval_loss"]
     assert "figures are with a relu before the classifier; the saved model as it is:" in printed
     # A finished student is measured as it was trained, or as the plain model that is saved.
     for head, figures in ((), "eval"), (("--head", "own"), "own_head_eval"):
