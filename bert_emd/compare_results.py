@@ -158,7 +158,8 @@ def differences(comparison: Comparison) -> list[Table]:
     notes = (
         "Here and below: difference in points, over the seeds that both have. Interval: paired bootstrap over dev "
         "examples, for the models as they were trained. p: paired t-test over seeds, for training anew; none with one "
-        "seed. A claim stands only where the interval excludes zero and p < .05, whatever the number of comparisons.",
+        "seed. A claim stands only where the interval excludes zero and p < .05; it is not corrected for several "
+        "comparisons.",
     )
     tables = []
     for figure in comparison.figures:
