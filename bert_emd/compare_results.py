@@ -262,7 +262,7 @@ def draw_pictures(runs: list[Run], comparison: Comparison, cost: Costs, folder: 
     pictures = []
     for figure in comparison.figures:
         metric = figure.key.removeprefix("eval_")
-        name = figure.title.lower().replace(" ", "-")
+        name = figure.title.lower().replace(" ", "-").replace("ρ", "rho")
         methods: dict[str, list[Run]] = {}
         for run in runs:
             if run.method != TEACHER and run.task.name == figure.task.name:
