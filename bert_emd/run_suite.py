@@ -66,19 +66,32 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_records(runs: list[Run]) -> None:
-    """Raise InputError where an output folder holds something else than this plan's run, as far as it has come."""
+    """Raise InputError where an output folder holds something else than this plan's run, as far as it has come.
+
+    A student is its teacher's too: trained anew with other options, a teacher leaves no student as it was.
+    """
     for run in runs:
         record = run.read_record()
         if not record and run.folder.exists():
             raise InputError(f"{run.folder}: there already, but of no suite; move it, or choose another --output_dir")
-        if record and run.folder.exists() and record.get("options") != run.options:
-            then, now = record.get("options", {}), run.options
-            differ = [name for name in then | now if then.get(name) != now.get(name)]
-            before, after = (" ".join(f"{name}={each.get(name)}" for name in differ) for each in (then, now))
-            raise InputError(
-                f"{run.folder}: was run with {before}, and the plan now says {after}; remove the folder to run it "
-                "anew, or choose another --output_dir"
-            )
+        if not record or not run.folder.exists():
+            continue
+        if run.teacher:
+            _compare(run.teacher, f"{run.folder}: its teacher", record.get("teacher_options", run.teacher.options))
+        _compare(run, f"{run.folder}:", record.get("options", {}))
+
+
+def _compare(run: Run, what: str, then: dict) -> None:
+    """Raise InputError where a run's options are others than `then`."""
+    if then == run.options:
+        return
+    differ = [name for name in then | run.options if then.get(name) != run.options.get(name)]
+    before, after = (" ".join(f"{name}={each.get(name)}" for name in differ) for each in (then, run.options))
+    remove = "the folder to run it" if run.seed is not None else f"{run.folder.parent} to run teacher and students"
+    raise InputError(
+        f"{what} was run with {before}, and the plan now says {after}; remove {remove} anew, or choose another "
+        "--output_dir"
+    )
 
 
 def local_environments(jobs: int | None) -> list[dict[str, str]]:

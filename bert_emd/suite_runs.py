@@ -38,8 +38,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 class Run:
     """One call of a script: a task's teacher (no method, no seed), or a student.
 
-    options: what the plan says of it. place: options that only say where things lie; the others are what a finished
-    run is recognised by.
+    options: what the plan says of it. place: options that only say where things lie; the others, and its teacher's, are
+    what a finished run is recognised by.
     """
 
     task: str
@@ -93,6 +93,8 @@ class Run:
         `seconds` are those of the last start; `returncode` is negative for a run that a signal killed.
         """
         what = {key: getattr(self, key) for key in ("task", "size", "method", "seed", "options")}
+        if self.teacher:
+            what["teacher_options"] = self.teacher.options
         record = {**what, "command": self.shown, "state": state, **more}
         self.record_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.record_file, record)

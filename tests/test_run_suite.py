@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,27 @@ def test_a_changed_plan_is_refused(plan, stand_ins, tmp_path, exits_with_2):
     (tmp_path / "other/RTE/teacher").mkdir(parents=True)
     line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "other")
     assert f"{tmp_path}/other/RTE/teacher: there already, but of no suite" in line
+
+
+def test_students_of_another_teacher_are_refused(plan, stand_ins, tmp_path, exits_with_2):
+    path, out = plan(("[methods.emd]", ""), ("[1, 2]", "[1]")), tmp_path / "out"
+    suite(path, out)
+    assert record(out / "RTE/none/seed-1")["teacher_options"] == record(out / "RTE/teacher")["options"]
+    path.write_text(path.read_text().replace("[student]", "[teacher.RTE]\nlearning_rate = 0.1\n[student]"))
+    said = f"was run with learning_rate=None, and the plan now says learning_rate=0.1; remove {out}/RTE to run teacher"
+    assert f"{out}/RTE/teacher: {said} and students anew" in exits_with_2(run_suite.main, path, "--output_dir", out)
+    shutil.rmtree(out / "RTE/teacher")
+    line = exits_with_2(run_suite.main, path, "--output_dir", out)
+    assert f"{out}/RTE/none/seed-1: its teacher {said} and students anew" in line
+    shutil.rmtree(out / "RTE")
+    suite(path, out)
+    assert set(states(out).values()) == {"done"} and starts(out / "MRPC/none/seed-1") == ["new"]
+
+    # A record from before teachers were noted is taken to be the plan's.
+    older = {name: value for name, value in record(out / "RTE/none/seed-1").items() if name != "teacher_options"}
+    (out / "RTE/none/seed-1.json").write_text(json.dumps(older))
+    suite(path, out)
+    assert starts(out / "RTE/none/seed-1") == ["new"]
 
 
 def test_dry_run(plan, stand_ins, tmp_path, capsys):
