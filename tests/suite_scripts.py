@@ -46,6 +46,7 @@ if "--teacher_model" in options:
     assert (Path(options["--teacher_model"]) / "eval_results.json").exists()
 folder = Path(options["--output_dir"])
 folder.mkdir(exist_ok=True)
+Path(options.get("--teacher_cache_dir", folder)).mkdir(parents=True, exist_ok=True)
 resumed = (folder / "checkpoint-1").exists()
 (folder / "checkpoint-1").mkdir(exist_ok=True)
 with open(folder / "starts", "a") as starts:

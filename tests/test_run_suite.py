@@ -186,10 +186,11 @@ def test_students_of_another_teacher_are_refused(plan, stand_ins, tmp_path, exit
 
 
 def test_dry_run(plan, stand_ins, tmp_path, capsys):
-    path, out = plan(), tmp_path / "out"
+    cache = tmp_path / "teacher_cache"
+    path, out = plan(("student_layers = 2", f'student_layers = 2\nteacher_cache_dir = "{cache}"')), tmp_path / "out"
     suite(path, out, "--dry_run", "--jobs", 2)
     lines = capsys.readouterr().out.splitlines()
-    assert not out.exists()
+    assert not out.exists() and not cache.exists()
     assert [line.rpartition("measuring 8 steps of ")[2] for line in lines if "measuring" in line] == [
         *("RTE/teacher", "MRPC/teacher", "RTE/none", "MRPC/none", "RTE/emd"),
     ]
@@ -203,7 +204,7 @@ def test_dry_run(plan, stand_ins, tmp_path, capsys):
     for command in (commands[0], commands[1]):
         (out / "RTE/none").mkdir(exist_ok=True)
         subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
-    assert (out / "RTE/none/seed-1/eval_results.json").exists()
+    assert (out / "RTE/none/seed-1/eval_results.json").exists() and cache.exists()
 
 
 def test_dry_run_says_what_fails(plan, stand_ins, tmp_path, exits_with_2):
