@@ -21,7 +21,7 @@ from bert_emd.suite_estimate import STEPS, estimate
 from bert_emd.suite_plan import Plan, read_plan
 from bert_emd.suite_progress import Progress, by_cell, duration, in_table
 from bert_emd.suite_runs import LocalEngine, RayEngine, Run, only_suite
-from bert_finetune.errors import ArgumentParser, InputError, reason, reports_input_errors
+from bert_finetune.errors import ArgumentParser, InputError, reason_and_file, reports_input_errors
 from bert_finetune.files import write_atomically
 
 MEMORY_PER_RUN = 4 * 2**30  # bytes that a run on a CPU is taken to need, BERT-base as its teacher
@@ -173,7 +173,8 @@ def _result(future: Future, run: Run) -> dict:
     try:
         return future.result()
     except Exception as error:
-        return run.write_record("failed", error=reason(error))
+        raised = getattr(error, "cause", None) or error  # Ray gives a whole traceback, and in it what was raised
+        return run.write_record("failed", error=reason_and_file(raised))
 
 
 def _stopped(run: Run) -> None:

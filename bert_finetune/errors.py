@@ -91,8 +91,13 @@ def writing(path: str | os.PathLike, *more: type[Exception]):
 
 def loading_reason(error: Exception) -> str:
     """Why something cannot be loaded, and the file where the error names one."""
+    return f"cannot be loaded: {reason_and_file(error)}"
+
+
+def reason_and_file(error: Exception) -> str:
+    """The reason in one line, after the file where the error names one."""
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    return f"cannot be loaded: {where}{reason(error)}"
+    return f"{where}{reason(error)}"
 
 
 def reason(error: Exception) -> str:

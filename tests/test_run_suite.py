@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,24 @@ def test_without_ray(plan, tmp_path, monkeypatch, exits_with_2):
     monkeypatch.setitem(sys.modules, "ray", None)
     line = exits_with_2(run_suite.main, plan(), "--output_dir", tmp_path / "out", "--engine", "ray")
     assert line.endswith("--engine ray: Ray is not installed; pip install ray")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/x/seed-1.log"), "/x/seed-1.log: Permission denied"),
+        (ValueError("no such thing"), "no such thing"),
+    ],
+)
+def test_a_run_that_ray_could_not_carry_out(error, said, plan, tmp_path):
+    exceptions = pytest.importorskip("ray.exceptions")
+    run = read_plan(plan()).runs(tmp_path / "out")[0]
+    shown = '\x1b[36mray::_execute_in()\x1b[39m (pid=1, ip=127.0.0.1)\n  File "suite_runs.py", line 1\n'
+    raised = exceptions.RayTaskError("_execute_in", shown, error)
+    for given in (raised, raised.as_instanceof_cause()):
+        future = Future()
+        future.set_exception(given)
+        assert run_suite._result(future, run)["error"] == record(run.folder)["error"] == said
 
 
 # Read and checked but for the data and models, which are not here.
