@@ -33,19 +33,26 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="the plan, a TOML file")
     parser.add_argument("--output_dir", type=Path, required=True, help="<task>/[<size>/]<method>/seed-<n> go in here")
-    parser.add_argument("--dry_run", action="store_true", help="print what is left to run, and estimate its time")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what is left to run, and its time on this machine"
+    )
     parser.add_argument(
         "--jobs",
         type=int,
         help="runs side by side (default: one per GPU; on a CPU half its cores, if memory allows)",
     )
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine or a Ray cluster")
-    parser.add_argument("--ray_address", default="auto", help="the cluster's; auto: this machine's")
+    parser.add_argument("--ray_address", help="the cluster's (default: auto, this machine's)")
     parser.add_argument("--cpus_per_run", type=float, help="on Ray (default: a GPU's share of the cores, else 2)")
     parser.add_argument("--gpus_per_run", type=float, help="on Ray (default: 1 where the cluster has GPUs)")
     options = parser.parse_args(argv)
     if options.jobs is not None and (options.jobs < 1 or options.engine == "ray"):
         raise InputError("--jobs: at least 1, and not with --engine ray, which fills its cluster")
+    of_ray = {f"--{name}": getattr(options, name) for name in ("ray_address", "cpus_per_run", "gpus_per_run")}
+    if options.engine != "ray" and (given := [name for name, value in of_ray.items() if value is not None]):
+        raise InputError(f"{', '.join(given)}: only with --engine ray")
+    if options.engine == "ray" and options.dry_run:
+        raise InputError("--dry_run: measures on this machine, and not with --engine ray")
 
     plan = read_plan(options.plan)
     plan.check_sources()
@@ -58,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         check_records(runs)
         write_atomically(options.output_dir / "plan.toml", options.plan.read_text(encoding="utf-8"))
         if options.engine == "ray":
-            engine = RayEngine(options.ray_address, options.cpus_per_run, options.gpus_per_run)
+            engine = RayEngine(options.ray_address or "auto", options.cpus_per_run, options.gpus_per_run)
         else:
             engine = LocalEngine(local_environments(options.jobs))
         records = run_all(runs, engine, Progress(runs, engine.jobs))

@@ -264,6 +264,10 @@ class RayEngine:
         if cpus is None:
             cpus = max(1, has.get("CPU", 0) * gpus // has["GPU"]) if has.get("GPU") else 2
         asked = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+        if not asked or min(asked.values()) < 0:
+            raise InputError(
+                "--cpus_per_run, --gpus_per_run: at least 0, and not both 0 (the default for GPUs is 0 here)"
+            )
         self.jobs = sum(int(min(machine.get(name, 0) / asked[name] for name in asked)) for machine in machines)
         if self.jobs < 1:
             raise InputError(f"--ray_address {address}: no machine there has {cpus:g} CPUs and {gpus:g} GPUs for a run")

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import suite_scripts
@@ -20,6 +21,8 @@ from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_fo
 
 from bert_emd import run_suite, suite_plan
 from bert_emd.suite_plan import read_plan
+from bert_emd.suite_runs import RayEngine
+from bert_finetune.errors import InputError
 
 
 @pytest.fixture
@@ -304,6 +307,10 @@ def test_bad_options(plan, tmp_path, exits_with_2):
     assert "nowhere.toml: No such file" in exits_with_2(run_suite.main, tmp_path / "nowhere.toml", *out)
     assert "--jobs: at least 1" in exits_with_2(run_suite.main, plan(), *out, "--jobs", 0)
     assert "--output_dir" in exits_with_2(run_suite.main, plan())
+    line = exits_with_2(run_suite.main, plan(), *out, "--cpus_per_run", 0, "--ray_address", "auto")
+    assert line.endswith("--ray_address, --cpus_per_run: only with --engine ray")
+    line = exits_with_2(run_suite.main, plan(), *out, "--engine", "ray", "--dry_run")
+    assert line.endswith("--dry_run: measures on this machine, and not with --engine ray")
 
 
 def test_without_ray(plan, tmp_path, monkeypatch, exits_with_2):
@@ -328,6 +335,14 @@ def test_a_run_that_ray_could_not_carry_out(error, said, plan, tmp_path):
         future = Future()
         future.set_exception(given)
         assert run_suite._result(future, run)["error"] == record(run.folder)["error"] == said
+
+
+@pytest.mark.parametrize("cpus", [0, -1])
+def test_a_run_that_asks_ray_for_nothing(cpus, monkeypatch):
+    machine = {"init": lambda **_: None, "cluster_resources": lambda: {"CPU": 2.0}, "nodes": list}
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(**machine))
+    with pytest.raises(InputError, match="at least 0, and not both 0"):
+        RayEngine("auto", cpus, None)
 
 
 # Read and checked but for the data and models, which are not here.
