@@ -187,7 +187,7 @@ def _result(future: Future, run: Run) -> dict:
 def _stopped(run: Run) -> None:
     record = run.read_record()
     if record.get("state") == "running":
-        run.write_record("stopped", started=record["started"])
+        run.write_record("stopped", started=record["started"], seconds=run.seconds_so_far())
 
 
 def report(runs: list[Run], records: dict[str, dict]) -> None:

@@ -67,7 +67,10 @@ class Progress:
         for run in self._runs:
             state, record = states[run.name], records.get(run.name, {})
             if state != self._shown[run.name]:
-                more = f" in {duration(record['seconds'])}" if "seconds" in record else ""
+                more = (
+                    f" in {duration(record['seconds'])}" if state in ("done", "failed") and "seconds" in record else ""
+                )
+                more += self._about(states, records) if state == "done" else ""
                 more += f": {record['error']}" if "error" in record else ""
                 print(f"{place} {run.name} {state}{more}", file=self._stream, flush=True)
 
@@ -89,10 +92,12 @@ class Progress:
 
         table = in_table([["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)])
         done = sum(state == "done" for state in states.values())
-        left = self._left(states, records)
-        about = "" if left is None else f", about {duration(left)} left"
         failures = [f"{name}: {record['error']}" for name, record in records.items() if record["state"] == "failed"]
-        return [*table, f"{done} of {len(states)} runs done{about}", *failures[-3:]]
+        return [*table, f"{done} of {len(states)} runs done{self._about(states, records)}", *failures[-3:]]
+
+    def _about(self, states: dict[str, str], records: dict[str, dict]) -> str:
+        left = self._left(states, records)
+        return f", about {duration(left)} left" if left else ""
 
     def _left(self, states: dict[str, str], records: dict[str, dict]) -> float | None:
         """Seconds until all is done, by the means of the finished runs that are most alike; None: there are none."""
@@ -112,6 +117,7 @@ class Progress:
         for run in self._runs:
             if states[run.name] in ("waiting", "running"):
                 whole = mean(next(known[likeness] for likeness in likenesses(run) if likeness in known))
-                gone = time.monotonic() - self._begins[run.name] if states[run.name] == "running" else 0
-                seconds += max(0, whole - gone)
+                if states[run.name] == "running":
+                    whole -= records[run.name].get("seconds", 0) + time.monotonic() - self._begins[run.name]
+                seconds += max(0, whole)
         return seconds / self._jobs

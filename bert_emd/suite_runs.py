@@ -90,7 +90,8 @@ class Run:
     def write_record(self, state: str, **more) -> dict:
         """Write and return the record: what the run is, its `state` (running, stopped, done, failed, skipped), `more`.
 
-        `seconds` are those of the last start; `returncode` is negative for a run that a signal killed.
+        `seconds` are those of all starts that have ended, from `seconds_so_far`; `returncode` is negative for a run
+        that a signal killed.
         """
         what = {key: getattr(self, key) for key in ("task", "size", "method", "seed", "options")}
         if self.teacher:
@@ -99,6 +100,17 @@ class Run:
         self.record_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.record_file, record)
         return record
+
+    def seconds_so_far(self) -> float:
+        """What the starts of this run took; one that nobody saw the end of counts up to its last line in the log."""
+        record = self.read_record()
+        if not self.folder.exists():  # removed, to run it anew
+            return 0
+        seconds = record.get("seconds", 0)
+        if record.get("state") == "running" and self.log.exists():
+            begun = datetime.datetime.fromisoformat(record["started"]).timestamp()
+            seconds += max(0, self.log.stat().st_mtime - begun)
+        return round(seconds, 1)
 
     def is_done(self) -> bool:
         return self.read_record().get("state") == "done" and (self.folder / "eval_results.json").exists()
@@ -147,14 +159,15 @@ def execute(run: Run, environment: dict[str, str], stopping: threading.Event) ->
         if run.is_done() or stopping.is_set():
             return run.read_record()
         started = {"started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
-        run.write_record("running", **started)
+        before = run.seconds_so_far()
+        run.write_record("running", **started, seconds=before)
         log.write(f"$ {run.shown}\n".encode())
         log.flush()
         begin = time.monotonic()
         returncode = run_script(run.command, environment, log, stopping)
     if returncode is None:
         return run.read_record()
-    ended = started | {"seconds": round(time.monotonic() - begin, 1), "returncode": returncode}
+    ended = started | {"seconds": round(before + time.monotonic() - begin, 1), "returncode": returncode}
     if returncode:
         return run.write_record("failed", **ended, error=last_error(run.log, returncode))
     return run.write_record("done", **ended)

@@ -1,6 +1,8 @@
 """The schedule is tested with stand-ins for the two scripts (suite_scripts.py), the whole way once with the scripts."""
 
+import datetime
 import functools
+import io
 import json
 import os
 import pty
@@ -19,8 +21,9 @@ import suite_scripts
 from conftest import ROOT
 from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
-from bert_emd import run_suite, suite_plan
+from bert_emd import run_suite, suite_plan, suite_progress
 from bert_emd.suite_plan import read_plan
+from bert_emd.suite_progress import Progress
 from bert_emd.suite_runs import RayEngine
 from bert_finetune.errors import InputError
 
@@ -239,6 +242,55 @@ def test_on_a_terminal(plan, stand_ins, tmp_path):
     assert last[1].split() == ["RTE", "1/1", "0/2,", "2", "failed", "2/2"]
     assert last[3].startswith("6 of 10 runs done") and "an unlucky number" in last[4]
     assert any("1 running" in table and "left" in table for table in tables)
+
+
+def test_time_left(plan, monkeypatch):
+    """Two side by side; by hand: 50 s for a student, 10 s for a teacher."""
+    clock = {"monotonic": lambda: 100}
+    monkeypatch.setattr(suite_progress, "time", SimpleNamespace(monotonic=lambda: clock["monotonic"]()))
+    runs, stream = read_plan(plan()).runs(Path("out")), io.StringIO()
+    progress = Progress(runs, 2, stream)
+    records = {"RTE/teacher": {"state": "running"}}
+    progress.show({})
+    progress.show(records)
+    records |= {"RTE/teacher": {"state": "done", "seconds": 10}, "RTE/emd/seed-1": {"state": "running", "seconds": 5}}
+    progress.show(records)
+    clock["monotonic"] = lambda: 115
+    records |= {
+        "RTE/none/seed-1": {"state": "done", "seconds": 40},
+        "RTE/none/seed-2": {"state": "done", "seconds": 60},
+    }
+    progress.show(records)
+    records["RTE/emd/seed-2"] = {"state": "failed", "seconds": 3, "error": "no luck"}
+    progress.show(records)
+    assert stream.getvalue().splitlines() == [
+        "[0/10] 10 runs to go, 2 side by side",
+        "[0/10] RTE/teacher running",
+        # A teacher and eight students, all taken to be like the only run that is known; 5 s of one are over.
+        "[1/10] RTE/teacher done in 10 s, about 42 s left",
+        "[1/10] RTE/emd/seed-1 running",
+        # 50 - 20 of the running one, 5 more students, a teacher.
+        "[3/10] RTE/none/seed-1 done in 40 s, about 2.4 min left",
+        "[3/10] RTE/none/seed-2 done in 1.0 min, about 2.4 min left",
+        "[4/10] RTE/emd/seed-2 failed in 3 s: no luck",
+    ]
+
+
+def test_seconds_of_all_starts(plan, tmp_path):
+    run = read_plan(plan()).runs(tmp_path / "out")[0]
+    assert run.seconds_so_far() == 0
+    run.folder.mkdir(parents=True)
+    run.write_record("stopped", seconds=30)
+    assert run.seconds_so_far() == 30
+    # Killed: up to the last line that it printed.
+    run.write_record("running", started="2026-01-01T00:00:00+00:00", seconds=30)
+    run.log.touch()
+    os.utime(run.log, 2 * [datetime.datetime(2026, 1, 1, 0, 2, tzinfo=datetime.timezone.utc).timestamp()])
+    assert run.seconds_so_far() == 150
+    run_suite._stopped(run)
+    assert record(run.folder)["state"] == "stopped" and record(run.folder)["seconds"] == 150
+    run.folder.rmdir()
+    assert run.seconds_so_far() == 0
 
 
 def test_jobs_and_their_devices(monkeypatch):
