@@ -21,7 +21,8 @@ import suite_scripts
 from conftest import ROOT
 from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
-from bert_emd import run_suite, suite_plan, suite_progress
+from bert_emd import run_suite, suite_estimate, suite_plan, suite_progress
+from bert_emd.suite_estimate import Cost, estimate
 from bert_emd.suite_plan import read_plan
 from bert_emd.suite_progress import Progress
 from bert_emd.suite_runs import RayEngine
@@ -50,7 +51,9 @@ def start(plan, out, tmp_path, **options) -> subprocess.Popen:
     return subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **options)
 
 
-def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys):
+def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(6), raising=False)
     path, out = (
         plan(("[methods.none]", "[sizes.two]\n[sizes.one]\nstudent_layers = 1\n[methods.none]")),
         tmp_path / "out",
@@ -73,7 +76,7 @@ def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys):
     assert "--student_layers 1 --task_name RTE" in one["command"]
     assert f"--seed 2 --teacher_model {out}/RTE/teacher --output_dir {out}/RTE/one/emd/seed-2" in one["command"]
     # Half of the cores for each; the whole output is kept.
-    assert "threads" in (out / "RTE/one/emd/seed-2.log").read_text()
+    assert "threads 3 gpu" in (out / "RTE/one/emd/seed-2.log").read_text()
 
     # Nothing is repeated, and what the plan has more is run.
     path.write_text(path.read_text().replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
@@ -212,6 +215,46 @@ def test_dry_run(plan, stand_ins, tmp_path, capsys):
         (out / "RTE/none").mkdir(exist_ok=True)
         subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
     assert (out / "RTE/none/seed-1/eval_results.json").exists() and cache.exists()
+
+
+def test_estimate(plan, monkeypatch):
+    """Seconds by hand: of a step x (steps and a third of those that an evaluation would take) + of all that is once."""
+    path = plan(
+        ("[teacher]", "[teacher]\ntrain_batch_size = 10\nnum_train_epochs = 2"),
+        (
+            "layers = 2",
+            "layers = 2\ntrain_batch_size = 10\ngradient_accumulation_steps = 2\nmax_steps = 12\neval_steps = 4",
+        ),
+        ("[methods.none]", "[sizes.two]\n[sizes.one]\nstudent_layers = 1\n[methods.none]"),
+        ("[methods.emd]", "[methods.emd]\neval_steps = 0.5"),
+    )
+    measured = {
+        "RTE/teacher": Cost(1, 10),
+        "MRPC/teacher": Cost(2, 20),
+        "RTE/two/none/seed-1": Cost(1, 5),
+        "MRPC/two/none/seed-1": Cost(4, 7),
+        "RTE/two/emd/seed-1": Cost(3, 100),
+        "RTE/one/none/seed-1": Cost(0.5, 100),
+    }
+    monkeypatch.setattr(suite_estimate, "_measure", lambda run, *_: measured[run.name])
+    monkeypatch.setattr(suite_estimate, "_rows", lambda plan, task: {"RTE": (100, 30), "MRPC": (45, 60)}[task])
+    read = read_plan(path)
+    seconds = estimate(read, read.runs(Path("out")), {})
+    # 2 epochs of 10 steps, each then 3 batches to evaluate; of 5 steps and 6 batches.
+    assert seconds.pop("RTE/teacher") == pytest.approx(1 * (20 + 2 * 3 / 3) + 10)
+    assert seconds.pop("MRPC/teacher") == pytest.approx(2 * (10 + 2 * 6 / 3) + 20)
+    # 12 steps of 20 rows; 3 evaluations, by emd 2, of 1.5 and 3 batches. emd is thrice as slow, one layer half.
+    by_hand = {
+        "RTE/two/none": 1 * (12 + 3 * 1.5 / 3) + 5,
+        "RTE/two/emd": 3 * (12 + 2 * 1.5 / 3) + 5,
+        "RTE/one/none": 0.5 * (12 + 3 * 1.5 / 3) + 5,
+        "RTE/one/emd": 1.5 * (12 + 2 * 1.5 / 3) + 5,
+        "MRPC/two/none": 4 * (12 + 3 * 3 / 3) + 7,
+        "MRPC/two/emd": 12 * (12 + 2 * 3 / 3) + 7,
+        "MRPC/one/none": 2 * (12 + 3 * 3 / 3) + 7,
+        "MRPC/one/emd": 6 * (12 + 2 * 3 / 3) + 7,
+    }
+    assert seconds == pytest.approx({f"{name}/seed-{k}": value for name, value in by_hand.items() for k in (1, 2)})
 
 
 def test_dry_run_says_what_fails(plan, stand_ins, tmp_path, exits_with_2):
