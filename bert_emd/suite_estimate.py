@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_emd.recipes import recipe_defaults
-from bert_emd.suite_plan import STUDENT, TEACHER, Plan
+from bert_emd.suite_plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
 from bert_emd.suite_runs import Run, as_arguments, last_error, run_script
 from bert_finetune.errors import InputError
 from bert_finetune.glue import TASKS
@@ -99,8 +99,8 @@ def _resolved(run: Run) -> Namespace:
     """A run's options with their defaults. Of a recipe's, those of a 4-layer student: times do not depend on these."""
     arguments = as_arguments(run.options)
     if run.seed is None:
-        return TEACHER.parser().parse_known_args(arguments)[0]
-    parser = STUDENT.parser()
+        return TEACHER_SCRIPT.parser().parse_known_args(arguments)[0]
+    parser = STUDENT_SCRIPT.parser()
     chosen, _ = parser.parse_known_args(arguments)
     parser.set_defaults(**recipe_defaults(chosen.recipe, 4, run.task, chosen.pred_distill))
     return parser.parse_known_args(arguments)[0]

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,9 @@ from bert_emd.suite_runs import Run, as_arguments
 from bert_finetune.arguments import Parser, RunArguments, TaskArguments
 from bert_finetune.checkpoints import load_config
 from bert_finetune.errors import InputError
+from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS, Task
 from bert_finetune.run_glue import ModelArguments
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # What a run's place in the plan decides, and what does not go with that.
 _GIVEN = """
@@ -66,8 +61,8 @@ class Script:
                 raise InputError(f"{where}: {self.path} has no option {name}")
 
 
-TEACHER = Script("bert_finetune/run_glue.py", (ModelArguments,), tuple(_GIVEN))
-STUDENT = Script("bert_emd/emd_task_distill.py", (DistillationArguments,), (*_GIVEN, "seed"))
+TEACHER_SCRIPT = Script("bert_finetune/run_glue.py", (ModelArguments,), tuple(_GIVEN))
+STUDENT_SCRIPT = Script("bert_emd/emd_task_distill.py", (DistillationArguments,), (*_GIVEN, "seed"))
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Plan:
             shared["teacher_model"] = teacher_folder
         else:
             options = self.teacher[task] | shared
-            teacher = Run(task, "", "teacher", None, TEACHER.path, options, output_dir / task / "teacher")
+            teacher = Run(task, "", "teacher", None, TEACHER_SCRIPT.path, options, output_dir / task / "teacher")
             yield teacher
         for size, of_size in self.sizes.items():
             for method, of_method in self.methods.items():
@@ -111,7 +106,9 @@ class Plan:
                 for seed in self.seeds:
                     folder = output_dir / task / size / method / f"seed-{seed}"
                     place = {"teacher_model": str(teacher.folder)} if teacher else {}
-                    yield Run(task, size, method, seed, STUDENT.path, options | {"seed": seed}, folder, place, teacher)
+                    yield Run(
+                        task, size, method, seed, STUDENT_SCRIPT.path, options | {"seed": seed}, folder, place, teacher
+                    )
 
     def file(self, task: Task, name: str) -> Path:
         """Where one of a task's files lies, as the scripts look for it."""
@@ -160,7 +157,7 @@ def read_plan(path: Path) -> Plan:
         tables = table(plan, key, key)
         for name in tables:
             check(_FOLDER_NAME.fullmatch(name), f"[{key}.{name}]: {name!r} cannot be the name of a folder here")
-            STUDENT.check(f"{path}: [{key}.{name}]", table(tables, name, f"{key}.{name}"))
+            STUDENT_SCRIPT.check(f"{path}: [{key}.{name}]", table(tables, name, f"{key}.{name}"))
         return tables
 
     def by_task(key: str, script: Script) -> dict[str, dict]:
@@ -172,10 +169,7 @@ def read_plan(path: Path) -> Plan:
         script.check(f"{path}: [{key}]", shared)
         return {task: shared | options.get(task, {}) for task in tasks}
 
-    try:
-        plan = tomllib.loads(path.read_bytes().decode())
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    plan = read_toml(path)
     for key in plan:
         check(key in _KEYS, f"{key} is not a key of a plan; these are: {', '.join(_KEYS)}")
     tasks, seeds = distinct("tasks", str), distinct("seeds", int)
@@ -189,14 +183,14 @@ def read_plan(path: Path) -> Plan:
     check(isinstance(data_dir, str), "data_dir: must be a text")
     folder = table(plan, "teacher", "teacher").get("folder")
     if folder is None:
-        teacher = by_task("teacher", TEACHER)
+        teacher = by_task("teacher", TEACHER_SCRIPT)
         for task, options in teacher.items():
             check("model_name_or_path" in options, f"[teacher]: give model_name_or_path, or a folder, for {task}")
     else:
         teacher = {}
         alone = isinstance(folder, str) and len(plan["teacher"]) == 1
         check(alone, "[teacher]: folder is where a finished teacher lies, and goes with no other option")
-    student = by_task("student", STUDENT)
+    student = by_task("student", STUDENT_SCRIPT)
     read = Plan(path, tasks, seeds, baseline, data_dir, teacher, folder, student, sizes or {"": {}}, methods)
     read.runs(Path())
     return read

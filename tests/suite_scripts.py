@@ -61,7 +61,7 @@ if options.get("--weight_decay") == "13":
 
 def use_stand_ins(folder: Path) -> None:
     """Let plans read from now on, in this process, run the stand-ins."""
-    for name in ("TEACHER", "STUDENT"):
+    for name in ("TEACHER_SCRIPT", "STUDENT_SCRIPT"):
         path = folder / f"{name.lower()}.py"
         path.write_text(SCRIPT)
         setattr(suite_plan, name, dataclasses.replace(getattr(suite_plan, name), path=str(path)))

@@ -36,7 +36,7 @@ def plan(tmp_path, glue_dir, pretrained):
 
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
-    for name in ("TEACHER", "STUDENT"):
+    for name in ("TEACHER_SCRIPT", "STUDENT_SCRIPT"):
         monkeypatch.setattr(suite_plan, name, getattr(suite_plan, name))  # put back in the end
     suite_scripts.use_stand_ins(tmp_path)
 
@@ -243,7 +243,7 @@ def test_estimate(plan, monkeypatch):
     # 2 epochs of 10 steps, each then 3 batches to evaluate; of 5 steps and 6 batches.
     assert seconds.pop("RTE/teacher") == pytest.approx(1 * (20 + 2 * 3 / 3) + 10)
     assert seconds.pop("MRPC/teacher") == pytest.approx(2 * (10 + 2 * 6 / 3) + 20)
-    # 12 steps of 20 rows; 3 evaluations, by emd 2, of 1.5 and 3 batches. emd is thrice as slow, one layer half.
+    # 12 steps of 20 rows; 3 evaluations (emd: 2) of 1.5 and 3 batches. emd: thrice as slow; one layer: half the time.
     by_hand = {
         "RTE/two/none": 1 * (12 + 3 * 1.5 / 3) + 5,
         "RTE/two/emd": 3 * (12 + 2 * 1.5 / 3) + 5,
