@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,8 +147,8 @@ def _lock(file: IO) -> bool:
 def execute(run: Run, environment: dict[str, str], stopping: threading.Event) -> dict:
     """Carry out one run and return its record; `environment`: variables beside those of this process.
 
-    Nothing is done where the run has finished before. Once `stopping` is set the script is ended, and its record is
-    left as it is. Raises OSError where log or record cannot be written.
+    Nothing is done where the run has finished before; of one that finishes the checkpoints are removed. Once `stopping`
+    is set the script is ended, and its record is left as it is. Raises OSError where log or record cannot be written.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(run.log, "ab") as log:
@@ -170,7 +171,11 @@ def execute(run: Run, environment: dict[str, str], stopping: threading.Event) ->
     ended = started | {"seconds": round(before + time.monotonic() - begin, 1), "returncode": returncode}
     if returncode:
         return run.write_record("failed", **ended, error=last_error(run.log, returncode))
-    return run.write_record("done", **ended)
+    record = run.write_record("done", **ended)
+    # With the optimiser's state, each is as large as three models; the best of them is in the folder itself.
+    for checkpoint in run.folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return record
 
 
 def run_script(

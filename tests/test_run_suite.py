@@ -76,6 +76,7 @@ def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch
     assert "--student_layers 1 --task_name RTE" in one["command"]
     assert f"--seed 2 --teacher_model {out}/RTE/teacher --output_dir {out}/RTE/one/emd/seed-2" in one["command"]
     # Half of the cores for each; the whole output is kept.
+    assert not [*out.glob("**/checkpoint-*")]
     assert "threads 3 gpu" in (out / "RTE/one/emd/seed-2.log").read_text()
 
     # Nothing is repeated, and what the plan has more is run.
@@ -95,6 +96,7 @@ def test_a_failed_run_does_not_stop_the_others(plan, stand_ins, tmp_path, capsys
     with pytest.raises(SystemExit):
         suite(path, out)
     assert starts(out / "RTE/none/seed-1") == ["new", "resumed"] and starts(out / "RTE/emd/seed-2") == ["new"]
+    assert (out / "RTE/none/seed-1/checkpoint-1").exists() and not (out / "RTE/emd/seed-2/checkpoint-1").exists()
 
 
 def test_students_of_a_failed_teacher_are_skipped(plan, stand_ins, tmp_path, capsys):
