@@ -330,7 +330,7 @@ def test_seconds_of_all_starts(plan, tmp_path):
     # Killed: up to the last line that it printed.
     run.write_record("running", started="2026-01-01T00:00:00+00:00", seconds=30)
     run.log.touch()
-    os.utime(run.log, 2 * [datetime.datetime(2026, 1, 1, 0, 2, tzinfo=datetime.timezone.utc).timestamp()])
+    os.utime(run.log, (0, datetime.datetime(2026, 1, 1, 0, 2, tzinfo=datetime.timezone.utc).timestamp()))
     assert run.seconds_so_far() == 150
     run_suite._stopped(run)
     assert record(run.folder)["state"] == "stopped" and record(run.folder)["seconds"] == 150
