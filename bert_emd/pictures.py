@@ -144,8 +144,7 @@ def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, scor
     """Dev `score` against training steps, from `eval_results.json` of each method's run folders, one for each seed.
 
     A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest. Steps that
-    some of a method's runs lack are left out. Raises KeyError where a run has no such score, ValueError where the
-    runs of a method have no step in common.
+    some of a method's runs lack are left out. Raises ValueError where no step is left.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
@@ -213,7 +212,7 @@ def _read_scores(runs: list[str | Path], key: str) -> tuple[np.ndarray, np.ndarr
     by_step = [{entry["step"]: entry[key] for entry in history if key in entry} for history in histories]
     steps = sorted(set.intersection(*map(set, by_step)))
     if not steps:
-        raise ValueError(f"no step at which all of these were evaluated: {', '.join(map(str, runs))}")
+        raise ValueError(f"no step at which {key} of all of these was measured: {', '.join(map(str, runs))}")
     return np.array(steps), np.array([[scores[step] for step in steps] for scores in by_step])
 
 

@@ -128,7 +128,7 @@ class TeacherCache:
         self._writing = contextlib.nullcontext()  # held by one run at a time
         if self._on_disk:
             folder.mkdir(parents=True, exist_ok=True)
-            self._writing = FileLock(folder / ".lock")
+            self._writing = FileLock(folder / "lock")
             with self._writing:
                 arrays = {name: _mapped(folder / name, *shape) for name, shape in shapes.items()}
         else:

@@ -190,9 +190,9 @@ def test_dev_scores(tmp_path):
     assert any("lowest to highest" in text for text in texts(tmp_path / "scores.svg"))
     assert_apart(axis)
     assert "dev loss" in [axis.get_ylabel() for axis in draw_dev_scores({"p": plain}, tmp_path / "p", "loss").axes]
-    with pytest.raises(KeyError, match="eval_f1"):
+    with pytest.raises(ValueError, match=r"no step at which eval_f1 of all of these was measured: .*c"):
         draw_dev_scores({"plain": plain}, tmp_path / "none", "f1")
-    with pytest.raises(ValueError, match=r"no step at which all of these were evaluated: .*d, .*e"):
+    with pytest.raises(ValueError, match=r"no step at which eval_accuracy of all of these was measured: .*d, .*e"):
         runs = [scores_of(tmp_path / "d", {1: 0.5}), scores_of(tmp_path / "e", {2: 0.5})]
         draw_dev_scores({"EMD": runs}, tmp_path / "none")
     assert not list(tmp_path.glob("none*"))
