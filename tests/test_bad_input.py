@@ -410,7 +410,7 @@ CASES = {
     "widths": Case("distil", "--projection none: the student is 12 wide, the teacher 24", options="--projection none"),
     "mapping": Case(
         "distil",
-        "--layer_mapping skip: gives no pairs for 1 student and 4 teacher layers",
+        "--layer_mapping skip: leaves a student's last layer to the predictions, and this one has no other",
         bert("student", None, num_hidden_layers=1),
         "--layer_mapping skip",
     ),
