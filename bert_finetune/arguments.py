@@ -175,6 +175,15 @@ class RunArguments(TrainingArguments):
     dataloader_pin_memory: bool = HfArg(
         default=torch.cuda.is_available(), help="Pin batches in host memory, which speeds up the copy to a GPU."
     )
+    push_to_hub: bool = HfArg(
+        default=False,
+        help="Send the finished folder, with its model card, to the hub (or the mirror in HF_ENDPOINT), as "
+        "--hub_model_id or else under the folder's own name; HF_TOKEN must be a token that may write.",
+    )
+    hub_strategy: str = HfArg(default="end", help="Nothing else than the finished folder is sent: end.")
+    hub_token: str | None = HfArg(
+        default=None, help="Refused, since the command is kept in args.json and the model card: set HF_TOKEN."
+    )
     # Both are this project's business: a NaN stops the run, and its datasets hold nothing but model inputs.
     logging_nan_inf_filter: bool = HfArg(default=False, help="Leave NaN losses out of the log; here they end the run.")
     remove_unused_columns: bool = HfArg(default=False, help="Drop data columns that the model does not take.")
@@ -199,6 +208,12 @@ class RunArguments(TrainingArguments):
                 raise ValueError(f"--{option} {value}: must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed {self.seed}: must be from 0 to 4294967295")
+        if self.hub_token is not None:
+            raise ValueError("--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN instead")
+        if self.hub_strategy != "end":
+            raise ValueError(f"--hub_strategy {self.hub_strategy}: only the finished folder is sent; leave it out")
+        if self.push_to_hub and not self.do_train and (self.do_eval or self.do_predict):
+            raise ValueError(f"--push_to_hub: `hf upload <name> {self.output_dir}` sends a model that is finished")
         # Without it, TrainingArguments refuses --bf16 where there is no GPU.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # TrainingArguments would fill in both by itself; here they are what the user asked for.

@@ -1,11 +1,19 @@
-"""Models by hub name: every file from one commit, the local cache, and what went wrong in plain words."""
+"""Models by hub name: every file from one commit, the local cache, finished models sent there, and what went wrong in
+plain words."""
 
 import functools
 import os
 import sys
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+    upload_folder,
+)
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
@@ -37,13 +45,33 @@ REASONS = (
 )
 
 
+# The same where a finished model is to be sent.
+_PUSH_REASONS = (
+    (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set; unset it"),
+    (HFValidationError, "not a name that the hub takes; give another as --hub_model_id"),
+    (HfHubHTTPError, "{hub} answered with HTTP status {status}; HF_TOKEN must be a token that may write there"),
+    (HTTPError, "{hub} cannot be reached ({error}); check the network and HF_ENDPOINT"),
+)
+
+_commits: dict[str, str] = {}
+
+
 def hub_options(name_or_path: str) -> dict:
     """What transformers' loaders need beside a name to take all files from one commit (nothing for a folder).
 
     That is where `main` stands when the process first asks; where the hub cannot tell, the commit in the local cache,
     and then the hub is not asked for anything else. Raises what `hub_reason` explains.
     """
-    return {} if Path(name_or_path).is_dir() else _options(name_or_path)
+    if Path(name_or_path).is_dir():
+        return {}
+    options = _options(name_or_path)
+    _commits[name_or_path] = options["revision"]
+    return options
+
+
+def commits_used() -> dict[str, str]:
+    """The models that this process took by name, each with the commit that its files are of."""
+    return dict(_commits)
 
 
 @functools.cache
@@ -60,19 +88,43 @@ def _options(name: str) -> dict:
         return {"revision": Path(cached).parent.name, "local_files_only": True}
 
 
+def push_folder(folder: str | Path, name: str, files: list[str], revision: str | None) -> str:
+    """Send the `files` (patterns) of a finished model's folder to the hub in one commit; returns the commit's address.
+    Raises what `push_reason` explains."""
+    commit = upload_folder(
+        repo_id=name, folder_path=folder, allow_patterns=files, revision=revision, commit_message="A finished run"
+    )
+    return commit.commit_url
+
+
+def push_reason(error: Exception) -> str:
+    """Why a model cannot be sent, and what to do about it, in one line."""
+    return _first_reason(error, _PUSH_REASONS) or reason(error)
+
+
 def hub_reason(error: BaseException, name: str) -> str:
     """What went wrong with a model by name, and what to do about it, in one line."""
-    links = [error]
-    while (link := links[-1].__cause__ or links[-1].__context__) is not None:
-        links.append(link)
-    for kind, text in REASONS:
-        for link in links:
-            if isinstance(link, kind):
-                status = link.response.status_code if isinstance(link, HfHubHTTPError) else None
-                where = {"hub": constants.ENDPOINT, "cache": constants.HF_HUB_CACHE, "name": name}
-                return text.format(**where, status=status, error=reason(link))
-    if any("Consistency check failed" in str(link) for link in links):
+    if found := _first_reason(error, REASONS, name=name, cache=constants.HF_HUB_CACHE):
+        return found
+    if any("Consistency check failed" in str(link) for link in _links(error)):
         return f"a file came incomplete from {constants.ENDPOINT}; try again"
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     again = f"if files in {folder} are damaged or missing, remove it and run this again with the hub at hand"
     return f"cannot be loaded: {reason(error)}; {again}"
+
+
+def _links(error: BaseException) -> list[BaseException]:
+    """An error, and what led to it, back to the first."""
+    links = [error]
+    while (link := links[-1].__cause__ or links[-1].__context__) is not None:
+        links.append(link)
+    return links
+
+
+def _first_reason(error: BaseException, reasons: tuple, **words: str) -> str | None:
+    for kind, text in reasons:
+        for link in _links(error):
+            if isinstance(link, kind):
+                status = link.response.status_code if isinstance(link, HfHubHTTPError) else None
+                return text.format(hub=constants.ENDPOINT, status=status, error=reason(link), **words)
+    return None

@@ -25,13 +25,19 @@ class Measured:
 
 
 def write_model_card(
-    folder: str | Path, task: Task, origin: str, models: list[Measured], conditions: str, picture: str | None = None
+    folder: str | Path,
+    task: Task,
+    origin: str,
+    models: list[Measured],
+    conditions: str,
+    picture: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Write `folder`/README.md, unless the user has put one there.
 
     origin: what the model was made from. models: the teacher where there is one, and, last, the model in `folder`, with
-    the figures of what is saved. conditions: how times were taken. picture:
-    file name of the flow between the layers of both. The command, seed and versions come from the run's args.json.
+    the figures of what is saved. conditions: how times were taken. picture: file name of the flow between the layers of
+    both. name: the model's on the hub. The command, seed and versions come from the run's args.json.
     """
     folder = Path(folder)
     path = folder / "README.md"
@@ -44,14 +50,15 @@ def write_model_card(
     text = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
     if source and not Path(source).exists():
         text.append(f"base_model: {source}")
-    text += ["# Yours to fill in; the licences of the base model and of the training data apply.", "license:", "---"]
+    # A comment: the hub refuses a card whose licence is empty.
+    text += ["# license: yours to fill in; those of the base model and of the training data apply", "---"]
     text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {_subject(task)}", ""]
     text += [origin, "", *_table(models), "", f"Figures are of the dev set. {conditions}", ""]
     if picture:
         text += [f"![Average flow between student and teacher layers]({picture})", ""]
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]
     text += ["## Use", "", "```python", "from transformers import pipeline", ""]
-    text.append(f'classify = pipeline("text-classification", model="{folder}")')
+    text.append(f'classify = pipeline("text-classification", model="{name or folder}")')
     example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
     text += [f"classify({example})", "```", ""]
     text += ["## How it was made", "", "```", run["command"], "```", "", f"Seed {run['seed']}; in `{run['folder']}`."]

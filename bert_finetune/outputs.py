@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 from bert_finetune.errors import InputError
 from bert_finetune.files import write_atomically, write_json
 from bert_finetune.glue import TASKS
+from bert_finetune.hub import commits_used
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
 # What a run writes and --overwrite_output_dir takes away; nothing else in the folder is ever touched.
@@ -42,6 +43,10 @@ _RUN_FILES = (
     "predictions.tsv",
     *(name for task in TASKS.values() for name in task.submission.values()),
 )
+
+# What --push_to_hub sends, as patterns of files: all of these, but for what only this machine has a use for.
+_KEPT_HERE = ("checkpoint-*", "runs", ".saving-*", "teacher_cache")
+PUSHED_FILES = ["README.md", "runs/*", *(name for name in _RUN_FILES if name not in _KEPT_HERE)]
 
 
 def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
@@ -112,7 +117,8 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def write_run_description(args: TrainingArguments, *more) -> None:
-    """`args.json`: the exact command, every option (of `args` and further dataclasses), seed, versions, machine."""
+    """`args.json`: the exact command, every option (of `args` and further dataclasses), seed, versions, the commits of
+    models from the hub, machine."""
     if args.process_index != 0:
         return
     options = {}
@@ -131,6 +137,7 @@ def write_run_description(args: TrainingArguments, *more) -> None:
             "seed": options.get("seed"),
             "options": options,
             "versions": versions,
+            "commits": commits_used(),
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         },
     )

@@ -1,5 +1,6 @@
-"""A model hub on this machine: the part of the Hugging Face hub's protocol that loading a model by name needs."""
+"""A model hub on this machine: the part of the Hugging Face hub's protocol that models by name need, in and out."""
 
+import base64
 import json
 import re
 import time
@@ -42,12 +43,17 @@ class HubServer(Loopback):
 
     As on the hub, weights lie on another host name (`/cdn/...`, which must not be sent a token), small files come from
     `/{name}/resolve/{revision}/{file}` itself, and an `alias` is an older name that redirects to a newer one.
+    With `TOKEN`, models are `created` (their names), and sent to them in `commits`: (name, revision, the files). Unlike
+    the hub, this one takes large files in the commit itself. full: commits are refused.
     """
 
     models: dict[str, HubModel] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     tokens_to_cdn: int = 0
+    created: list[str] = field(default_factory=list)
+    commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)
+    full: bool = False
 
     def handler(self) -> type[QuietHandler]:
         hub = self
@@ -79,6 +85,32 @@ class HubServer(Loopback):
 
             do_HEAD = do_GET
 
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                    return self.answer(401, {"X-Error-Message": "Invalid credentials"})
+                if self.path == "/api/validate-yaml":
+                    return self.answer_json({"warnings": [], "errors": []})
+                if self.path == "/api/repos/create":
+                    about = json.loads(body)
+                    name = f"{about.get('organization') or 'me'}/{about['name']}"
+                    hub.created.append(name)
+                    return self.answer_json({"url": f"{hub.url}/{name}"})
+                name, what, revision = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/(.+)", self.path).groups()
+                if what == "preupload":
+                    files = [file["path"] for file in json.loads(body)["files"]]
+                    modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
+                    return self.answer_json({"files": modes})
+                if hub.full:
+                    return self.answer(403, {"X-Error-Message": "Storage limit reached"})
+                values = [entry["value"] for entry in map(json.loads, body.splitlines()) if entry["key"] == "file"]
+                sent = {value["path"]: base64.b64decode(value["content"]) for value in values}
+                hub.commits.append((name, revision, sent))
+                self.answer_json({"commitUrl": f"{hub.url}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40})
+
+            def answer_json(self, about: dict) -> None:
+                self.answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+
             def about(self, name: str, model: HubModel, what: str | None, folder: str | None) -> None:
                 if what != "tree":
                     about = {"id": name, "sha": model.commit, "private": model.private, "tags": [], "siblings": []}
@@ -89,7 +121,7 @@ class HubServer(Loopback):
                         {"type": "file", "path": path, "size": len(content), "oid": sha1(content).hexdigest()}
                         for path, content in model.files.items()
                     ]
-                self.answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+                self.answer_json(about)
 
             def file(self, name: str, model: HubModel, file: str) -> None:
                 commit = {"X-Repo-Commit": model.commit}
@@ -113,7 +145,7 @@ class HubServer(Loopback):
                 for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(body)
 
         return Handler

@@ -165,6 +165,80 @@ REFUSED = {
 GOOD = ["org/cut", "org/code-not-needed", "org/kernel", "org/code-of-tokenizer"]  # org/cut comes whole now
 
 
+# Pushes that are refused, and what the one line says: options beside --push_to_hub, the token, and the message.
+PUSH_REFUSED = (
+    ((), "", "--push_to_hub: {hub} answered with HTTP status 401; HF_TOKEN must be a token that may write there"),
+    (("--hub_token", TOKEN), TOKEN, "--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN"),
+    (("--hub_strategy", "every_save"), TOKEN, "--hub_strategy every_save: only the finished folder is sent"),
+    (("--hub_model_id", "no such name"), TOKEN, "--push_to_hub: not a name that the hub takes; give another as"),
+)
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory) -> dict:
+    """Runs that send their model, and runs that cannot, by name."""
+    ran = {}
+    with HubServer() as hub:
+        world = ran["world"] = World(tmp_path_factory.mktemp("world"), hub)
+        world.add("org/teacher")
+        short = "--num_train_epochs", 1, "--train_batch_size", 8, "--push_to_hub"
+        teacher = world.finetune("org/teacher", "finetuned", "--do_train", *short)
+        (world.folder / "student").mkdir()
+        (world.folder / "student/notes.txt").write_text("nobody's business")
+        student = world.distil("org/teacher", "org/teacher", "student", *short)
+        student += ["--hub_model_id", "org/small", "--hub_revision", "tried"]
+        finished = world.finetune(str(world.folder / "finetuned"), "finetuned", "--do_eval", "--push_to_hub")
+        ran["sent"] = results(world.start(teacher, student, finished, HF_TOKEN=TOKEN))
+        for token in ("", TOKEN):
+            refused = [
+                world.finetune("org/teacher", f"refused-{k}", "--do_train", *short, *options)
+                for k, (options, needs, _) in enumerate(PUSH_REFUSED)
+                if needs == token
+            ]
+            ran[token] = results(world.start(*refused, HF_TOKEN=token))
+        hub.full = True
+        ran["full"] = results(world.start(world.finetune("org/teacher", "full", "--do_train", *short), HF_TOKEN=TOKEN))
+    return ran
+
+
+def test_a_finished_model_is_sent_with_its_card(pushed):
+    (code, out, _), (student_code, student_out, student_err), _ = pushed["sent"]
+    assert (code, student_code) == (0, 0), student_err
+    world, hub = pushed["world"], pushed["world"].hub
+    assert hub.created[:2] == ["me/finetuned", "org/small"]
+    (first, revision, finetuned), (second, other_revision, student) = hub.commits
+    assert (first, revision, second, other_revision) == ("me/finetuned", "main", "org/small", "tried")
+    assert f"sent to {hub.url}/me/finetuned/commit/" in out and f"sent to {hub.url}/org/small/commit/" in student_out
+    for files, folder in ((finetuned, "finetuned"), (student, "student")):
+        assert {"model.safetensors", "config.json", "tokenizer.json", "args.json", "README.md"} < set(files)
+        assert all(content == (world.folder / folder / name).read_bytes() for name, content in files.items())
+        assert not [
+            name for name in files if name.startswith("checkpoint-") or name in ("notes.txt", "training_args.bin")
+        ]
+        assert any(name.startswith("runs/") for name in files)
+    assert "flow.png" in student and 'model="org/small"' in student["README.md"].decode()
+
+
+def test_what_is_finished_is_not_sent_by_an_evaluation(pushed):
+    line = only_error(pushed["sent"][2])
+    assert f"--push_to_hub: `hf upload <name> {pushed['world'].folder / 'finetuned'}` sends a model that is" in line
+
+
+@pytest.mark.parametrize("case", range(len(PUSH_REFUSED)))
+def test_a_push_that_cannot_be_is_refused_at_the_start(pushed, case):
+    _, token, message = PUSH_REFUSED[case]
+    before = sum(needs == token for _, needs, _ in PUSH_REFUSED[:case])
+    assert message.format(hub=pushed["world"].hub.url) in only_error(pushed[token][before])
+    assert not (pushed["world"].folder / f"refused-{case}/model.safetensors").exists()
+
+
+def test_a_push_that_fails_in_the_end_leaves_the_model(pushed):
+    folder = pushed["world"].folder / "full"
+    line = only_error(pushed["full"][0])
+    assert "answered with HTTP status 403" in line and f"`hf upload me/full {folder}` sends it" in line
+    assert (folder / "model.safetensors").exists() and (folder / "README.md").exists()
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> dict:
     """Everything that is run, by name: the commands' results, and the requests that reached the hub meanwhile."""
@@ -209,6 +283,10 @@ def test_models_by_name(ran):
     assert {"/cdn/org/teacher/model.safetensors", "/cdn/org/student/pytorch_model.bin"} < weights
     assert sum(path.startswith("/cdn/org/pretrained/model-0000") for path in weights) > 1  # several files
     assert world.hub.tokens_to_cdn == 0
+    for out, names in (("finetuned", {"pretrained"}), ("student", {"org/student", "org/teacher"})):
+        used = json.loads((world.folder / "first" / out / "args.json").read_text())["commits"]
+        served = {name: world.hub.models[world.hub.aliases.get(name, name)].commit for name in names}
+        assert served.items() <= used.items()  # what this process took before is there too
 
 
 @pytest.mark.parametrize("again", ["second", "offline", "down"])

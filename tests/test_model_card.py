@@ -31,11 +31,8 @@ def test_student(teacher, glue_dir, tmp_path):
     run(distil, "--teacher_model", teacher, "--student_layers", 2, *task, *quick(out))
     card = (out / "README.md").read_text()
     _, head, body = card.split("---\n", 2)
-    assert yaml.safe_load(head) == {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "license": None,
-    }
+    assert yaml.safe_load(head) == {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    assert "# license: yours to fill in" in head
     assert body.startswith("\n# 2-layer bert for RTE (entailment, not_entailment)\n")
     assert f"Distilled with BERT-EMD from `{teacher}`." in body
     assert "![Average flow between student and teacher layers](flow.png)" in body
