@@ -3,9 +3,9 @@
     python compare_results.py ../model/ablations --baseline none --output_dir ../results
 
 Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, in points (100 x
-accuracy, F1 or correlation). What is written: results.md, results.tex (booktabs), results.csv (a row for each run),
-summary.csv (a row for each method and figure), a picture of each figure over training and against speed, report.html
-(all of it, with the runs' own pictures, commands and versions).
+accuracy, F1 or correlation). What is written: results.md, results.tex (needs booktabs and graphicx), results.csv (a row
+for each run), summary.csv (a row for each method and figure), a picture of each figure over training and against speed,
+report.html (all of it, with the runs' own pictures, commands and versions).
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     text = "\n".join([f"# {title}", "", *listed, "", *map(markdown, [*measured, *published])])
     files = {
         "results.md": text,
-        "results.tex": "\n".join(map(latex, [*measured, *published])),
+        "results.tex": "\n".join(["% needs booktabs and graphicx", *map(latex, [*measured, *published])]),
         "results.csv": as_csv(run_rows(runs, unfinished)),
         "summary.csv": as_csv(summary_rows(comparison, cost)),
         "report.html": report_page(

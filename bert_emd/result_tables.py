@@ -42,16 +42,18 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` environment with booktabs' rules, its notes in small print under it."""
+    """A `table` environment with booktabs' rules, shrunk to the line where it is wider (graphicx), its notes in small
+    print under it."""
     columns = "".join("r" if _is_numeric(table, k) else "l" for k in range(len(table.header)))
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex_text(table.title)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{columns}}}",
     ]
     rows = [" & ".join(latex_text(str(cell)) for cell in cells) + r" \\" for cells in (table.header, *table.rows)]
-    lines += [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}}"]
     if table.notes:
         lines += ["", rf"\smallskip{{\footnotesize {latex_text(' '.join(table.notes))}}}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
