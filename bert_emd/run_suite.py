@@ -146,8 +146,11 @@ def run_all(runs: list[Run], engine: LocalEngine | RayEngine, progress: Progress
     records = {run.name: run.read_record() for run in runs if run.is_done()}
     waiting = [run for run in runs if run.name not in records]
     pending: dict[Future, Run] = {}
-    for run in waiting:  # by a suite that was killed
-        _stopped(run)
+    for run in runs:  # what a suite that was killed left behind
+        if run.name in records:
+            run.remove_checkpoints()
+        else:
+            _stopped(run)
     try:
         progress.show(records)
         while waiting or pending:

@@ -102,6 +102,11 @@ class Run:
         write_json(self.record_file, record)
         return record
 
+    def remove_checkpoints(self) -> None:
+        """With the optimiser's state, each is as large as three models; the best of them is in the folder itself."""
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
     def seconds_so_far(self) -> float:
         """What the starts of this run took; one that nobody saw the end of counts up to its last line in the log."""
         record = self.read_record()
@@ -172,9 +177,7 @@ def execute(run: Run, environment: dict[str, str], stopping: threading.Event) ->
     if returncode:
         return run.write_record("failed", **ended, error=last_error(run.log, returncode))
     record = run.write_record("done", **ended)
-    # With the optimiser's state, each is as large as three models; the best of them is in the folder itself.
-    for checkpoint in run.folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    run.remove_checkpoints()
     return record
 
 

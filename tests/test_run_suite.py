@@ -79,10 +79,12 @@ def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch
     assert not [*out.glob("**/checkpoint-*")]
     assert "threads 3 gpu" in (out / "RTE/one/emd/seed-2.log").read_text()
 
-    # Nothing is repeated, and what the plan has more is run.
+    # Nothing is repeated, and what the plan has more is run; what a killed suite had no time to remove goes.
+    (out / "RTE/one/emd/seed-2/checkpoint-1").mkdir()
     path.write_text(path.read_text().replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
     suite(path, out)
     assert {len(starts(p.parent)) for p in out.glob("**/starts")} == {1} and len([*out.glob("**/starts")]) == 26
+    assert not [*out.glob("**/checkpoint-*")]
 
 
 def test_a_failed_run_does_not_stop_the_others(plan, stand_ins, tmp_path, capsys):
