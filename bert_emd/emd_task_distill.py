@@ -44,6 +44,7 @@ from bert_finetune.glue import Task
 from bert_finetune.metrics import chance_level, check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
 from bert_finetune.processes import is_main_process
+from bert_finetune.push import open_repository, push
 from bert_finetune.trainer import TaskTrainer, check_batch, is_figure
 
 # Options of the usual optimiser that BertAdam has no use for.
@@ -233,12 +234,15 @@ def cacheable(distillation: DistillationArguments, args: RunArguments, tokenizer
 @reports_input_errors
 def main(argv: list[str] | None = None) -> None:
     distillation, task_args, args = parse(argv)
+    if args.do_train:
+        check_output_dir(args, distillation.teacher_model, distillation.student_model)
+    open_repository(args)
     (distil if args.do_train else evaluate_student)(distillation, task_args, args)
+    push(args)
 
 
 def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
     """Train a student, save the best one and its results; predict the test set where asked for."""
-    check_output_dir(args, distillation.teacher_model, distillation.student_model)
     teacher_config = load_config(distillation.teacher_model, "--teacher_model")
     task = task_args.load_task(teacher_config, fine_tuned=True, splits=args.splits)
     check_metric(task, args.metric_for_best_model)

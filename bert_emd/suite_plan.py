@@ -19,6 +19,7 @@ from bert_finetune.run_glue import ModelArguments
 _GIVEN = """
     task_name data_dir train_file validation_file test_file teacher_model output_dir overwrite_output_dir
     resume_from_checkpoint do_train help
+    push_to_hub hub_model_id hub_token hub_strategy hub_revision hub_private_repo hub_always_push
 """.split()
 _KEYS = "tasks seeds baseline data_dir teacher student sizes methods".split()
 # A word for a folder, and not the teacher's.

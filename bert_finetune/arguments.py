@@ -177,8 +177,8 @@ class RunArguments(TrainingArguments):
     )
     push_to_hub: bool = HfArg(
         default=False,
-        help="Send the finished folder, with its model card, to the hub (or the mirror in HF_ENDPOINT), as "
-        "--hub_model_id or else under the folder's own name; HF_TOKEN must be a token that may write.",
+        help="At the end, send the model in --output_dir with its card, figures, args.json and log to the hub, as "
+        "--hub_model_id (public, unless --hub_private_repo True); HF_TOKEN must be a token that may write.",
     )
     hub_strategy: str = HfArg(default="end", help="Nothing else than the finished folder is sent: end.")
     hub_token: str | None = HfArg(
@@ -212,8 +212,8 @@ class RunArguments(TrainingArguments):
             raise ValueError("--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN instead")
         if self.hub_strategy != "end":
             raise ValueError(f"--hub_strategy {self.hub_strategy}: only the finished folder is sent; leave it out")
-        if self.push_to_hub and not self.do_train and (self.do_eval or self.do_predict):
-            raise ValueError(f"--push_to_hub: `hf upload <name> {self.output_dir}` sends a model that is finished")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("--push_to_hub: under which name? Give --hub_model_id")
         # Without it, TrainingArguments refuses --bf16 where there is no GPU.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # TrainingArguments would fill in both by itself; here they are what the user asked for.

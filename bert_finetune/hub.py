@@ -1,19 +1,11 @@
-"""Models by hub name: every file from one commit, the local cache, finished models sent there, and what went wrong in
-plain words."""
+"""Models by hub name: every file from one commit, the local cache, and what went wrong in plain words."""
 
 import functools
 import os
 import sys
 from pathlib import Path
 
-from huggingface_hub import (
-    constants,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-    upload_folder,
-)
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
@@ -49,7 +41,10 @@ REASONS = (
 _PUSH_REASONS = (
     (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set; unset it"),
     (HFValidationError, "not a name that the hub takes; give another as --hub_model_id"),
-    (HfHubHTTPError, "{hub} answered with HTTP status {status}; HF_TOKEN must be a token that may write there"),
+    (
+        HfHubHTTPError,
+        "{hub} answered with HTTP status {status}; 401 and 403 mean that HF_TOKEN is no token that may write there",
+    ),
     (HTTPError, "{hub} cannot be reached ({error}); check the network and HF_ENDPOINT"),
 )
 
@@ -86,15 +81,6 @@ def _options(name: str) -> dict:
         if not constants.HF_HUB_OFFLINE:
             print(f"warning: {name} is taken from the local cache: {hub_reason(error, name)}", file=sys.stderr)
         return {"revision": Path(cached).parent.name, "local_files_only": True}
-
-
-def push_folder(folder: str | Path, name: str, files: list[str], revision: str | None) -> str:
-    """Send the `files` (patterns) of a finished model's folder to the hub in one commit; returns the commit's address.
-    Raises what `push_reason` explains."""
-    commit = upload_folder(
-        repo_id=name, folder_path=folder, allow_patterns=files, revision=revision, commit_message="A finished run"
-    )
-    return commit.commit_url
 
 
 def push_reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from bert_finetune.glue import TASKS
 from bert_finetune.hub import commits_used
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
+_PREDICTIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
 # What a run writes and --overwrite_output_dir takes away; nothing else in the folder is ever touched.
 _RUN_FILES = (
     "checkpoint-*",
@@ -40,12 +41,12 @@ _RUN_FILES = (
     "flows.npz",
     "teacher_cache",
     *(f"{name}.{kind}" for name in ("flow", "flow_over_training", "layer_weights") for kind in ("png", "svg")),
-    "predictions.tsv",
-    *(name for task in TASKS.values() for name in task.submission.values()),
+    *_PREDICTIONS,
 )
 
-# What --push_to_hub sends, as patterns of files: all of these, but for what only this machine has a use for.
-_KEPT_HERE = ("checkpoint-*", "runs", ".saving-*", "teacher_cache")
+# What --push_to_hub sends, as patterns of files: all of these, but for what only this machine has a use for, and for
+# labels and predictions of the user's data.
+_KEPT_HERE = ("checkpoint-*", "runs", ".saving-*", "teacher_cache", "dev_predictions.npz", *_PREDICTIONS)
 PUSHED_FILES = ["README.md", "runs/*", *(name for name in _RUN_FILES if name not in _KEPT_HERE)]
 
 

@@ -21,6 +21,7 @@ from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError, reports_input_errors
 from bert_finetune.metrics import check_metric
 from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.push import open_repository, push
 from bert_finetune.trainer import TaskTrainer, check_batch
 
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.do_train or Path(args.output_dir).resolve() != Path(model_args.model_name_or_path).resolve():
         check_output_dir(args, model_args.model_name_or_path)
 
+    open_repository(args)
     option = "--model_name_or_path"
     config = load_config(model_args.model_name_or_path, option)
     if model_args.model_type not in (None, config.model_type):
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.do_eval:
         trainer.evaluate()
     trainer.write_predictions(datasets.test)
+    push(args)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,9 @@ from bert_finetune.errors import InputError, reading, writing
 from bert_finetune.files import replacing_file
 from bert_finetune.footprint import measure_models
 from bert_finetune.glue import Task
-from bert_finetune.hub import push_folder, push_reason
 from bert_finetune.metrics import compute_metrics
 from bert_finetune.model_card import Measured, write_model_card
-from bert_finetune.outputs import PUSHED_FILES, last_checkpoint, remove_incomplete, write_eval_results
+from bert_finetune.outputs import last_checkpoint, remove_incomplete, write_eval_results
 from bert_finetune.predictions import write_predictions
 from bert_finetune.processes import mean_over_processes, share_of_step
 
@@ -135,8 +134,8 @@ class TaskTrainer(Trainer):
         args = copy.copy(args)
         args.label_names = ["labels"]
         if train_dataset is None:
-            # An evaluation by itself leaves no log, and nothing to send.
-            args.report_to, args.push_to_hub = [], False
+            args.report_to = []  # an evaluation by itself leaves no log
+        args.push_to_hub = False  # done by the script, once all is finished
         args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
         args.greater_is_better = not args.metric_for_best_model.endswith("loss")
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs: one process each, by torchrun or accelerate
@@ -162,13 +161,6 @@ class TaskTrainer(Trainer):
         if not args.disable_tqdm:
             self.pop_callback(ProgressCallback)
             self.add_callback(QuietProgress)
-
-    def init_hf_repo(self, *args, **kwargs) -> None:
-        # At the start, so that a name or a token that will not do shows before hours of training.
-        try:
-            super().init_hf_repo(*args, **kwargs)
-        except Exception as error:
-            raise InputError(f"--push_to_hub: {push_reason(error)}") from None
 
     def compile_model(self, model: PreTrainedModel) -> None:
         """Compile a model in place where `--torch_compile` asks for it and it may gain by it."""
@@ -327,17 +319,6 @@ class TaskTrainer(Trainer):
             self.write_dev_predictions()
             self.write_card(results)
             print(f"saved in {self.args.output_dir}, step {results['global_step']}  dev: {format_figures(results)}")
-            if self.args.push_to_hub:
-                self.push_finished()
-
-    def push_finished(self) -> None:
-        """Send the finished folder to the hub; where that fails, it stays as it is."""
-        folder = self.args.output_dir
-        try:
-            print(f"sent to {push_folder(folder, self.hub_model_id, PUSHED_FILES, self.args.hub_revision)}")
-        except Exception as error:
-            again = f"the model is in {folder}, and `hf upload {self.hub_model_id} {folder}` sends it"
-            raise InputError(f"--push_to_hub: {push_reason(error)}; {again}") from None
 
     def compared_models(self, results: dict) -> list[tuple[str, PreTrainedModel, dict]]:
         """The rows of the output folder's model card: name, model, dev figures; the model of the folder last."""
@@ -365,7 +346,7 @@ class TaskTrainer(Trainer):
             [Measured(*row, footprint) for row, footprint in zip(rows, footprints, strict=True)],
             f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
             picture,
-            self.hub_model_id,
+            self.args.hub_model_id,
         )
 
     def show_pictures(self, pictures: list[Path]) -> None:

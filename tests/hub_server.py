@@ -43,8 +43,8 @@ class HubServer(Loopback):
 
     As on the hub, weights lie on another host name (`/cdn/...`, which must not be sent a token), small files come from
     `/{name}/resolve/{revision}/{file}` itself, and an `alias` is an older name that redirects to a newer one.
-    With `TOKEN`, models are `created` (their names), and sent to them in `commits`: (name, revision, the files). Unlike
-    the hub, this one takes large files in the commit itself. full: commits are refused.
+    With `TOKEN`, models are `created` (their names), with `branches`, and sent to them in `commits`: (name, branch, the
+    files). Unlike the hub, this one takes large files in the commit itself. full: commits are refused.
     """
 
     models: dict[str, HubModel] = field(default_factory=dict)
@@ -52,6 +52,7 @@ class HubServer(Loopback):
     requests: list[tuple[str, str]] = field(default_factory=list)
     tokens_to_cdn: int = 0
     created: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=lambda: ["main"])
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)
     full: bool = False
 
@@ -64,12 +65,14 @@ class HubServer(Loopback):
                 path = self.path.split("?")[0]
                 if path.startswith("/cdn/"):
                     return self.large_file(*path.removeprefix("/cdn/").rsplit("/", 1))
+                may_read = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+                if path.endswith("/auth-check/write"):
+                    return self.answer(200 if may_read else 403)
                 match = re.fullmatch(r"/(?:api/models/)?(.+?)(?:/(resolve|revision|tree)/([^/]+)(?:/(.*))?)?", path)
                 name, what, revision, file = match.groups()
                 if name in hub.aliases:
                     return self.answer(307, {"Location": self.path.replace(name, hub.aliases[name], 1)})
                 model = hub.models.get(name)
-                may_read = self.headers.get("Authorization") == f"Bearer {TOKEN}"
                 if model is None or (model.private and not may_read):
                     return self.answer(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
                 time.sleep(model.pause)
@@ -88,7 +91,7 @@ class HubServer(Loopback):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                    return self.answer(401, {"X-Error-Message": "Invalid credentials"})
+                    return self.answer(403 if "Authorization" in self.headers else 401)
                 if self.path == "/api/validate-yaml":
                     return self.answer_json({"warnings": [], "errors": []})
                 if self.path == "/api/repos/create":
@@ -96,7 +99,13 @@ class HubServer(Loopback):
                     name = f"{about.get('organization') or 'me'}/{about['name']}"
                     hub.created.append(name)
                     return self.answer_json({"url": f"{hub.url}/{name}"})
-                name, what, revision = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/(.+)", self.path).groups()
+                path = self.path.split("?")[0]
+                name, what, revision = re.fullmatch(r"/api/models/(.+)/(branch|preupload|commit)/(.+)", path).groups()
+                if what == "branch":
+                    hub.branches.append(revision)
+                    return self.answer_json({})
+                if revision not in hub.branches:
+                    return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
                 if what == "preupload":
                     files = [file["path"] for file in json.loads(body)["files"]]
                     modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]

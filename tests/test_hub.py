@@ -1,7 +1,9 @@
 """The scripts with models by hub name, against a hub on this machine: the real scripts, in processes of their own."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,78 +167,91 @@ REFUSED = {
 GOOD = ["org/cut", "org/code-not-needed", "org/kernel", "org/code-of-tokenizer"]  # org/cut comes whole now
 
 
-# Pushes that are refused, and what the one line says: options beside --push_to_hub, the token, and the message.
+# Pushes that are refused at the start, by what --push_to_hub comes with, the token, and the line that says why.
+NO_WRITING = (
+    "--push_to_hub: {hub} answered with HTTP status %s; 401 and 403 mean that HF_TOKEN is no token that may write"
+)
 PUSH_REFUSED = (
-    ((), "", "--push_to_hub: {hub} answered with HTTP status 401; HF_TOKEN must be a token that may write there"),
+    (("--hub_model_id", "org/small"), "", NO_WRITING % 401),
+    (("--hub_model_id", "org/teacher"), "hf_reader", NO_WRITING % 403),  # which is there, and may be read
+    (("--hub_model_id", "no such name"), TOKEN, "--push_to_hub: not a name that the hub takes; give another as"),
+    ((), TOKEN, "--push_to_hub: under which name? Give --hub_model_id"),
     (("--hub_token", TOKEN), TOKEN, "--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN"),
     (("--hub_strategy", "every_save"), TOKEN, "--hub_strategy every_save: only the finished folder is sent"),
-    (("--hub_model_id", "no such name"), TOKEN, "--push_to_hub: not a name that the hub takes; give another as"),
 )
 
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory) -> dict:
-    """Runs that send their model, and runs that cannot, by name."""
+    """Runs that send their model, and runs that cannot."""
     ran = {}
     with HubServer() as hub:
         world = ran["world"] = World(tmp_path_factory.mktemp("world"), hub)
         world.add("org/teacher")
         short = "--num_train_epochs", 1, "--train_batch_size", 8, "--push_to_hub"
-        teacher = world.finetune("org/teacher", "finetuned", "--do_train", *short)
+        teacher = world.finetune("org/teacher", "finetuned", "--do_train", *short, "--hub_model_id", "finetuned")
         (world.folder / "student").mkdir()
         (world.folder / "student/notes.txt").write_text("nobody's business")
-        student = world.distil("org/teacher", "org/teacher", "student", *short)
-        student += ["--hub_model_id", "org/small", "--hub_revision", "tried"]
-        finished = world.finetune(str(world.folder / "finetuned"), "finetuned", "--do_eval", "--push_to_hub")
-        ran["sent"] = results(world.start(teacher, student, finished, HF_TOKEN=TOKEN))
-        for token in ("", TOKEN):
-            refused = [
-                world.finetune("org/teacher", f"refused-{k}", "--do_train", *short, *options)
-                for k, (options, needs, _) in enumerate(PUSH_REFUSED)
-                if needs == token
-            ]
-            ran[token] = results(world.start(*refused, HF_TOKEN=token))
+        name = "--hub_model_id", "org/small", "--hub_revision", "tried"
+        student = world.distil("org/teacher", "org/teacher", "student", "--do_predict", "--do_train", *short, *name)
+        ran["sent"] = results(world.start(teacher, student, HF_TOKEN=TOKEN))
+        replacing = "--do_train", "--overwrite_output_dir", *short
+        ran["refused"] = []
+        for token, cases in itertools.groupby(PUSH_REFUSED, key=lambda case: case[1]):
+            commands = [world.finetune("org/teacher", "finetuned", *replacing, *options) for options, *_ in cases]
+            ran["refused"] += results(world.start(*commands, HF_TOKEN=token))
         hub.full = True
-        ran["full"] = results(world.start(world.finetune("org/teacher", "full", "--do_train", *short), HF_TOKEN=TOKEN))
+        late = world.finetune("org/teacher", "late", "--do_train", *short, "--hub_model_id", "late")
+        ran["late"] = results(world.start(late, HF_TOKEN=TOKEN))[0]
+        hub.full = False
+        again = world.finetune(
+            str(world.folder / "late"), "late", "--do_eval", "--push_to_hub", "--hub_model_id", "late"
+        )
+        nothing = world.finetune("org/teacher", "empty", "--do_eval", "--push_to_hub", "--hub_model_id", "empty")
+        ran["again"], ran["nothing"] = results(world.start(again, nothing, HF_TOKEN=TOKEN))
     return ran
 
 
 def test_a_finished_model_is_sent_with_its_card(pushed):
-    (code, out, _), (student_code, student_out, student_err), _ = pushed["sent"]
+    (code, out, _), (student_code, student_out, student_err) = pushed["sent"]
     assert (code, student_code) == (0, 0), student_err
     world, hub = pushed["world"], pushed["world"].hub
     assert hub.created[:2] == ["me/finetuned", "org/small"]
-    (first, revision, finetuned), (second, other_revision, student) = hub.commits
-    assert (first, revision, second, other_revision) == ("me/finetuned", "main", "org/small", "tried")
+    (first, branch, finetuned), (second, other_branch, student), *_ = hub.commits
+    assert (first, branch, second, other_branch) == ("me/finetuned", "main", "org/small", "tried")
     assert f"sent to {hub.url}/me/finetuned/commit/" in out and f"sent to {hub.url}/org/small/commit/" in student_out
     for files, folder in ((finetuned, "finetuned"), (student, "student")):
         assert {"model.safetensors", "config.json", "tokenizer.json", "args.json", "README.md"} < set(files)
         assert all(content == (world.folder / folder / name).read_bytes() for name, content in files.items())
-        assert not [
-            name for name in files if name.startswith("checkpoint-") or name in ("notes.txt", "training_args.bin")
-        ]
         assert any(name.startswith("runs/") for name in files)
+        left = {path.name for path in (world.folder / folder).iterdir()} - {name.split("/")[0] for name in files}
+        assert {re.sub(r"-\d+", "", name) for name in left} == {"checkpoint", "dev_predictions.npz"} | (
+            {"notes.txt", "RTE.tsv"} if folder == "student" else set()
+        )
     assert "flow.png" in student and 'model="org/small"' in student["README.md"].decode()
 
 
-def test_what_is_finished_is_not_sent_by_an_evaluation(pushed):
-    line = only_error(pushed["sent"][2])
-    assert f"--push_to_hub: `hf upload <name> {pushed['world'].folder / 'finetuned'}` sends a model that is" in line
-
-
 @pytest.mark.parametrize("case", range(len(PUSH_REFUSED)))
-def test_a_push_that_cannot_be_is_refused_at_the_start(pushed, case):
-    _, token, message = PUSH_REFUSED[case]
-    before = sum(needs == token for _, needs, _ in PUSH_REFUSED[:case])
-    assert message.format(hub=pushed["world"].hub.url) in only_error(pushed[token][before])
-    assert not (pushed["world"].folder / f"refused-{case}/model.safetensors").exists()
+def test_a_push_that_cannot_be_is_refused_before_anything_is_done(pushed, case):
+    message = PUSH_REFUSED[case][-1].format(hub=pushed["world"].hub.url)
+    assert message in only_error(pushed["refused"][case])
+    assert (pushed["world"].folder / "finetuned/model.safetensors").exists()  # of the run that was to be replaced
 
 
 def test_a_push_that_fails_in_the_end_leaves_the_model(pushed):
-    folder = pushed["world"].folder / "full"
-    line = only_error(pushed["full"][0])
-    assert "answered with HTTP status 403" in line and f"`hf upload me/full {folder}` sends it" in line
+    folder, hub = pushed["world"].folder / "late", pushed["world"].hub
+    line = only_error(pushed["late"])
+    assert "HTTP status 403" in line and f"the model is in {folder}, and --do_eval --push_to_hub sends it" in line
     assert (folder / "model.safetensors").exists() and (folder / "README.md").exists()
+    assert pushed["again"][0] == 0, pushed["again"]
+    name, _, files = hub.commits[2]
+    assert name == "me/late" and files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_folder_without_a_model_is_not_sent(pushed):
+    folder = pushed["world"].folder / "empty"
+    assert f"--push_to_hub: --output_dir {folder} holds no model to send" in only_error(pushed["nothing"])
+    assert len(pushed["world"].hub.commits) == 3
 
 
 @pytest.fixture(scope="module")

@@ -384,6 +384,7 @@ def test_jobs_and_their_devices(monkeypatch):
         ("[methods.emd]", "[methods.emd]\nbeta = {a = 1}", "[methods.emd]: beta: give true, false, a number"),
         ("[methods.emd]", "[methods.emd]\nseed = 1", "[methods.emd]: seed has no place in a plan; the suite decides"),
         ("[methods.emd]", '[methods.emd]\noutput_dir = "x"', "output_dir has no place in a plan"),
+        ("[methods.emd]", "[methods.emd]\npush_to_hub = true", "push_to_hub has no place in a plan"),
         ("[methods.emd]", "[methods]\nemd = 1", "plan.toml: "),
         ("[methods.emd]", '[methods."a/b"]', "[methods.a/b]: 'a/b' cannot be the name of a folder here"),
         ("[methods.emd]", "[methods.teacher]", "[methods.teacher]: 'teacher' cannot be the name of a folder here"),
