@@ -1,12 +1,12 @@
-"""Distil a fine-tuned teacher into a small student: every student layer learns from every teacher layer.
+r"""Distil a fine-tuned teacher into a small student: every student layer learns from every teacher layer.
 
     python emd_task_distill.py --teacher_model ../model/RTE/teacher --student_layers 3 --task_name RTE \
         --data_dir ../glue_data/RTE --output_dir ../model/RTE/student
     python emd_task_distill.py --teacher_model my-classifier --student_layers 3 --train_file train.csv \
         --validation_file dev.csv --output_dir my-small-classifier
 
-Several GPUs: torchrun --nproc_per_node 4 emd_task_distill.py ... (or accelerate launch). Every option of transformers'
-TrainingArguments works too; see --help.
+Several GPUs: torchrun --nproc_per_node 4 emd_task_distill.py ... (or accelerate launch). The options of transformers'
+TrainingArguments work too, but for label smoothing, NEFTune and gradient checkpointing.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 from bert_emd.attention_scores import expose_attention
 from bert_emd.layer_transport import SOLVERS, WEIGHT_UPDATES, LayerTransport
 from bert_emd.objectives import FixedMapping, LayerCosts, Objective, fixed_mapping
-from bert_emd.recipes import RECIPES, has_bf16, recipe_defaults
+from bert_emd.recipes import BEST, RECIPES, has_bf16, recipe_defaults
 from bert_emd.student import (
     PROJECTIONS,
     Student,
@@ -49,6 +49,15 @@ from bert_finetune.trainer import TaskTrainer, check_batch, is_figure
 
 # Options of the usual optimiser that BertAdam has no use for.
 _NOT_BERT_ADAM = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+
+# Not supported in distillation.
+_REFUSED = ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing")
+
+# What `--help` says of defaults that depend on other options.
+_FOUND = dict.fromkeys(("num_train_epochs", "max_seq_length", *vars(BEST[4, "RTE"])), "by recipe, layers and task") | {
+    "bf16": "where the hardware has it, with --recipe recommended",
+    "do_train": "True, unless --do_eval or --do_predict is given alone",
+}
 
 
 @dataclass
@@ -151,7 +160,7 @@ def parse(argv: list[str] | None) -> tuple[DistillationArguments, TaskArguments,
     As in the authors' script, `--do_train` need not be said; `--do_eval` or `--do_predict` alone look at a student that
     is finished.
     """
-    parser = Parser(DistillationArguments, TaskArguments, RunArguments, description=__doc__)
+    parser = Parser(DistillationArguments, TaskArguments, RunArguments, description=__doc__, found=_FOUND)
     argv = sys.argv[1:] if argv is None else argv
     # A first look, at what the recipe's values depend on: its name, the task, the number of student layers.
     distillation, task_args, args = parser.parse(argv)
@@ -211,7 +220,7 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
     if args.torch_compile and args.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++")):
         raise InputError("--torch_compile: needs a C++ compiler, and there is no g++; install one or leave it out")
-    for name in ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing"):
+    for name in _REFUSED:
         if getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
 

@@ -1,5 +1,7 @@
 """The command line that both training scripts share."""
 
+import functools
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,14 +230,35 @@ class RunArguments(TrainingArguments):
         return [split for split, reads in needed.items() if reads]
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """`--help` with the defaults, those of `found` (name -> where it comes from) in words; None says nothing."""
+
+    def __init__(self, *args, found: dict[str, str], **kwargs):
+        super().__init__(*args, **kwargs)
+        self._found = found
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.dest in self._found:
+            return f"{action.help} (default: {self._found[action.dest]})"
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(HfArgumentParser):
     """An argparse parser over dataclasses whose complaints are `InputError`s: one line, exit code 2.
 
-    Options must be written out: a prefix that happens to fit is an error.
+    Options must be written out: a prefix that happens to fit is an error. `found`: in words, for `--help`, the defaults
+    that the script finds only once it knows other options.
     """
 
-    def __init__(self, *dataclasses: type, description: str):
-        super().__init__(dataclasses, description=description, usage="%(prog)s [options]", allow_abbrev=False)
+    def __init__(self, *dataclasses: type, description: str, found: dict[str, str] | None = None):
+        formatter = functools.partial(_HelpFormatter, found=found or {})
+        super().__init__(
+            dataclasses,
+            description=description,
+            usage="%(prog)s [options]",
+            allow_abbrev=False,
+            formatter_class=formatter,
+        )
 
     def error(self, message: str):
         raise InputError(f"{message}; see --help")

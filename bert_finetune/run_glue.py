@@ -1,12 +1,12 @@
-"""Fine-tune a BERT on a GLUE task or on your own files, evaluate it, write test predictions.
+r"""Fine-tune a BERT on a GLUE task or on your own files, evaluate it, write test predictions.
 
     python run_glue.py --model_name_or_path bert-base-uncased --task_name RTE --data_dir ../glue_data/RTE \
         --do_train --do_eval --output_dir ../model/RTE/teacher
     python run_glue.py --model_name_or_path bert-base-uncased --train_file train.csv --validation_file dev.csv \
         --do_train --do_eval --output_dir teacher
 
-Several GPUs: torchrun --nproc_per_node 4 run_glue.py ... (or accelerate launch). Every option of transformers'
-TrainingArguments works; see --help.
+Several GPUs: torchrun --nproc_per_node 4 run_glue.py ... (or accelerate launch). The options of
+transformers' TrainingArguments work too.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,10 @@
 """The recipes hold the authors' hyper-parameters, and what their code made of them."""
 
+import re
+
 import pytest
 
+from bert_emd.emd_task_distill import parse
 from bert_emd.recipes import RECIPES, recipe_defaults
 from bert_finetune.glue import TASKS
 
@@ -52,3 +55,15 @@ def test_schedule_of_the_two_stages(recipe, first, second):
         defaults = recipe_defaults(recipe, 4, "RTE", pred_distill)
         assert defaults.get("lr_scheduler_type") == schedule
         assert defaults.get("warmup_steps") == (None if schedule is None else warmup)
+
+
+def test_help_says_which_defaults_the_recipe_chooses(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    assert exit_info.value.code == 0 and "    python emd_task_distill.py --teacher_model my-classifier" in shown
+    texts = {text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  --(?=\w)", shown)[1:]}
+    for name in recipe_defaults("recommended", 4, "RTE"):
+        assert "(default: by recipe, layers and task)" in texts[name], name
+    assert "(default: where the hardware has it, with --recipe recommended)" in texts["bf16"]
+    assert "(default: eval)" in texts["teacher_mode"] and "default" not in texts["teacher_model"]
