@@ -124,12 +124,13 @@ class DistillationArguments:
     teacher_cache: Literal[PLACES] = HfArg(
         default="auto",
         help="Where to keep what the teacher says of each example, so that it runs once and not in every epoch: "
-        "memory, disk (removed at the end), none; auto: a GPU's memory, or on a CPU the disk, if it takes no more than "
-        "half of what is free; none with several processes. Not with --teacher_mode train or --count_padding.",
+        "memory, disk (removed at the end), none; auto: a GPU's memory, or the disk on a CPU or with "
+        "--teacher_cache_dir, if it takes no more than half of what is free; none with several processes. Not with "
+        "--teacher_mode train or --count_padding.",
     )
     teacher_cache_dir: str | None = HfArg(
         default=None,
-        help="Folder for --teacher_cache disk that stays, for further students of the same teacher on the same data.",
+        help="Folder of a cache on disk that stays, for further students of the same teacher on the same data.",
     )
     teacher_cache_dtype: Literal["bfloat16", "float32"] = HfArg(
         default="bfloat16", help="How exactly the teacher's answers are kept; float32 takes twice the room."
@@ -220,6 +221,8 @@ def check_values(distillation: DistillationArguments, args: RunArguments) -> Non
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
     if args.torch_compile and args.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++")):
         raise InputError("--torch_compile: needs a C++ compiler, and there is no g++; install one or leave it out")
+    if distillation.teacher_cache_dir and distillation.teacher_cache in ("memory", "none"):
+        raise InputError(f"--teacher_cache_dir: nothing lasts with --teacher_cache {distillation.teacher_cache}")
     for name in _REFUSED:
         if getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")
@@ -291,7 +294,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
             objective.looks_at,
             datasets.train,
             args.device,
-            worthwhile=bool(distillation.teacher_cache_dir) or reads_twice(args, len(datasets.train)),
+            worthwhile=reads_twice(args, len(datasets.train)),
+            lasting=bool(distillation.teacher_cache_dir),
             variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
         )
     checkpoint = start_output_dir(args)

@@ -226,19 +226,21 @@ def plan_cache(
     data: Dataset,
     device: torch.device,
     worthwhile: bool,
+    lasting: bool = False,
     variant: str = "",
 ) -> Plan | None:
     """The cache that `choice` asks for, or None; nothing is written yet.
 
     choice: "memory" (of `device`), "disk" (below `folder`, in a sub-folder named after teacher and data), "none", or
     "auto": where it is `worthwhile` and takes no more than half of what is free, a GPU's memory, or beside a CPU the
-    disk. variant: what else the answers depend on. Raises InputError where what is asked for does not fit.
+    disk. lasting: `folder` stays for further runs, which is always worthwhile, and on disk. variant: what else the
+    answers depend on. Raises InputError where what is asked for does not fit.
     """
-    if choice == "none" or (choice == "auto" and not worthwhile):
+    if choice == "none" or (choice == "auto" and not (worthwhile or lasting)):
         return None
     asked = choice
     if choice == "auto":
-        choice = "disk" if device.type == "cpu" else "memory"
+        choice = "disk" if lasting or device.type == "cpu" else "memory"
     layout, lengths = Layout.of(teacher, parts), [len(ids) for ids in data["input_ids"]]
     values = sum(map(layout.size, lengths))
     size = values * _DTYPES[dtype].itemsize + len(lengths) * (layout.classes * 4 + 8)

@@ -18,7 +18,7 @@ from bert_emd.attention_scores import LONGEST_SCORES, expose_attention
 from bert_emd.emd_task_distill import main
 from bert_emd.objectives import LayerOutputs
 from bert_emd.student import layer_outputs
-from bert_emd.teacher_cache import Layout, TeacherCache
+from bert_emd.teacher_cache import Layout, TeacherCache, plan_cache
 
 ALL = frozenset({"logits", "embedding", "hidden", "attention"})
 LENGTHS = [5, 1, 7, 3]
@@ -176,6 +176,8 @@ def test_auto_keeps_what_is_read_twice_and_fits(teacher, glue_dir, tmp_path, ask
         (["--count_padding", "--pad_to_max_length"], "nothing is kept for padding"),
     ):
         assert f"--teacher_cache disk: {reason}" in exits_with_2(main, *arguments, *more)
+    more = "--teacher_cache", "memory", "--teacher_cache_dir", tmp_path / "kept"
+    assert "--teacher_cache_dir: nothing lasts with --teacher_cache memory" in exits_with_2(main, *arguments, *more)
 
 
 def test_a_cache_that_does_not_fit_costs_no_earlier_run(teacher, glue_dir, tmp_path, monkeypatch, exits_with_2):
@@ -197,6 +199,14 @@ def test_a_folder_of_the_user_s_stays_and_counts_as_room(teacher, glue_dir, tmp_
     monkeypatch.setattr(teacher_cache, "_free_disk", lambda folder: 1000)
     distil(teacher, glue_dir, tmp_path / "second", "--teacher_cache_dir", kept, "--teacher_cache", "disk")
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_folder_that_stays_is_used_beside_any_device(model, tmp_path, device):
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1, 1]]})
+    arguments = "auto", "float32", tmp_path, model, ALL, data, torch.device(device)
+    assert plan_cache(*arguments, worthwhile=False, lasting=True).folder.parent == tmp_path
+    assert plan_cache(*arguments, worthwhile=False) is None
 
 
 def test_two_runs_at_the_same_time_see_the_same_answers(model, tmp_path):
