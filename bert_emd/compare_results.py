@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, such as a suite's output folder")
     parser.add_argument(
-        "--baseline", help="method to compare the others with (default: the one of the suite's plan.toml, else none)"
+        "--baseline",
+        help="method to compare the others with (default: the one of the suite's plan.toml; without it, no comparison)",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("results"), help="where the tables go (results)")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples ({RESAMPLES})")
@@ -131,10 +132,17 @@ def overview(comparison: Comparison, cost: Costs, conditions: str) -> Table:
         average = comparison.average(size, method) if len(figures) > 1 else None
         cells = [mean_cell(summary, with_seeds=len(counts) > 1) for summary in found]
         rows.append([method, size or "", *cells, points(average), *cost_cells(cost.get((size, method)))])
+    if comparison.constant:
+        constant = [points(comparison.constant.get(figure)) for figure in figures]
+        rows.append(["constant answer", "", *constant, "", "", "", ""])
     titles = [figure.title for figure in figures]
     seeds = next(iter(counts)) if len(counts) == 1 else "in brackets"
     spread = f": mean ± standard deviation over seeds (number of seeds: {seeds})" if counts else ""
-    notes = [f"Dev set, in points{spread}."]
+    notes = [
+        f"Dev set, in points{spread}. A run keeps its best evaluation on this set, so its figure is a little high."
+    ]
+    if comparison.constant:
+        notes.append("Constant answer: the one that scores best. A method near it has hardly learnt the task.")
     if len(figures) > 1:
         notes.append(f"Average: mean of {', '.join(titles)}, for methods that have all of them.")
     notes += [conditions] if conditions else []

@@ -68,10 +68,12 @@ class Summary:
 
 @dataclass
 class Comparison:
-    """summaries: by figure, then size, then method. notes: what could not be told, and why."""
+    """summaries: by figure, then size, then method. constant: what the best constant answer scores, in points, where a
+    run has kept the dev labels. notes: what could not be told, and why."""
 
     baseline: str | None
     summaries: list[Summary] = field(default_factory=list)
+    constant: dict[Figure, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -113,8 +115,11 @@ def compare(runs: list[Run], baseline: str | None, resamples: int = RESAMPLES) -
 def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], resamples: int) -> None:
     answers = _answers(figure, runs)
     resampled = {}
+    if answers:
+        first, labels = next(iter(answers.values()))
+        constants = (np.tile(one, (len(labels), 1)) for one in np.eye(first.shape[-1]))
+        comparison.constant[figure] = 100 * max(figure.of(constant, labels) for constant in constants)
     if comparison.baseline and answers:
-        labels = next(iter(answers.values()))[1]
         logits = [logits for logits, _ in answers.values()]
         resampled = dict(zip(answers, resampled_figures(figure.task, logits, labels, resamples), strict=True))
     methods: dict[tuple, dict[int | None, Run]] = {}

@@ -8,8 +8,8 @@ Layer costs, for student layer i and teacher layer j:
     hidden     C[i, j] = Σ_tokens,width (P(H^S_i) - H^T_j)² / divisor   over hidden states, projected to teacher width
 
 Padding takes no part: the hidden divisor is real tokens x width, the attention divisor real queries x heads x
-`max_seq_length`, so that β means what it means in the authors' code, which always pads to that length. Source: the
-BERT-EMD paper, and docs/fidelity.md for what its code adds.
+`max_seq_length`, to which the authors' code always pads: see docs/fidelity.md for what that means for β, and for what
+else their code adds to the BERT-EMD paper.
 """
 
 from dataclasses import dataclass

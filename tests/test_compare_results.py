@@ -175,6 +175,10 @@ def test_tasks_average_and_mnli(tmp_path):
     assert rows["emd"]["MNLI-m"] == rows["emd"]["RTE"] == "75.0" and rows["skip"]["average"] == ""
     mismatched = float(only(summary, figure="MNLI-mm", method="emd")["mean"])
     assert float(rows["emd"]["average"]) == pytest.approx((150 + mismatched) / 3, abs=0.06)
+    # As many rows of each class.
+    constant = rows["constant answer"]
+    assert (constant["MNLI-m"], constant["MNLI-mm"], constant["average"]) == ("33.3", "33.3", "")
+    assert constant["RTE"] == "50.0"
     assert "Average: mean of MNLI-m, MNLI-mm, RTE, for methods that have all of them." in text
     assert float(only(runs, task="MNLI", method="emd")["mismatched"]) == mismatched
     assert float(only(summary, figure="MNLI-m", method="emd")["low"]) > 0
@@ -411,7 +415,7 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
     main(["runs", "--baseline", "none"])
     text = (tmp_path / "results/results.md").read_text()
     rows = rows_of(text, "All figures, dev set")
-    assert list(rows) == ["teacher", "none", "emd"]
+    assert list(rows) == ["teacher", "none", "emd", "constant answer"]
     told = [json.loads((tmp_path / f"runs/RTE/emd/seed-{k}/eval_results.json").read_text()) for k in (1, 2)]
     assert float(rows["emd"]["RTE"].split()[0]) == pytest.approx(50 * sum(t["eval_accuracy"] for t in told), abs=0.06)
     assert float(rows["teacher"]["RTE"].split()[0]) == pytest.approx(100 * told[0]["teacher_eval_accuracy"], abs=0.06)
