@@ -50,7 +50,7 @@ def write_model_card(
     text = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
     if source and not Path(source).exists():
         text.append(f"base_model: {source}")
-    # A comment: the hub refuses a card whose licence is empty.
+    # A comment, since the hub checks that a licence is one it knows.
     text += ["# license: yours to fill in; those of the base model and of the training data apply", "---"]
     text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {_subject(task)}", ""]
     text += [origin, "", *_table(models), "", f"Figures are of the dev set. {conditions}", ""]
