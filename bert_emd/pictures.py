@@ -6,6 +6,7 @@ stay letters.
 """
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _TITLES = {"attention": "attention scores", "hidden": "hidden states"}
 _LETTER = 9 / 72  # inches that a line of letters takes
 # Intervals that a picture of a whole run shows; of a longer run several are drawn as one.
 _MOST_INTERVALS = 200
+# Bands over seeds that can be told apart in one panel.
+_MOST_BANDS = 3
 # Line styles and greys, told apart in print; methods have a marker as well.
 _DASHES = ["-", "--", "-.", ":"]
 _GREYS = ["0", "0.3", "0.55"]
@@ -143,31 +146,62 @@ def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
 def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, score: str = "accuracy") -> Figure:
     """Dev `score` against training steps, from `eval_results.json` of each method's run folders, one for each seed.
 
-    A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest. Steps that
-    some of a method's runs lack are left out. Raises ValueError where no step is left.
+    A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest. More than
+    three methods have a panel each, with the others' means in light grey. Steps that some of a method's runs lack are
+    left out. Raises ValueError where no step is left.
     """
+    found = {name: _read_scores(runs, f"eval_{score}") for name, runs in methods.items()}
+    title = "mean over seeds, and a band from lowest to highest"
+    if not any(len(runs) > 1 for runs in methods.values()):
+        title = "one run each"
     with matplotlib.rc_context(_STYLE):
+        if len(methods) > _MOST_BANDS:
+            return _save(_scores_in_panels(found, title, f"dev {score}"), path)
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
         axis = figure.subplots()
         axis.margins(x=0.02)
-        ends = []
-        for k, (name, runs) in enumerate(methods.items()):
-            steps, scores = _read_scores(runs, f"eval_{score}")
+        for k, (name, (steps, scores)) in enumerate(found.items()):
             grey, marker = _GREYS[k % len(_GREYS)], _MARKERS[k % len(_MARKERS)]
             style = {"linestyle": _DASHES[k % len(_DASHES)], "color": grey}
-            mean, low, high = scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
-            axis.plot(steps, mean, marker=marker, markersize=4, linewidth=1.4, label=name, **style)
-            if len(runs) > 1:
-                axis.fill_between(steps, low, high, facecolor=grey, alpha=0.12, linewidth=0)
-                for edge in (low, high):
-                    axis.plot(steps, edge, linewidth=0.5, **style)
-            ends.append((steps[-1], mean[-1]))
+            axis.plot(steps, scores.mean(axis=0), marker=marker, markersize=4, linewidth=1.4, label=name, **style)
+            _draw_band(axis, steps, scores, **style)
+        ends = [(steps[-1], scores.mean(axis=0)[-1]) for steps, scores in found.values()]
         _name_ends(axis, *map(np.array, zip(*ends, strict=True)), list(methods), height=2.8)
-        banded = any(len(runs) > 1 for runs in methods.values())
-        axis.set_title("mean over seeds, and a band from lowest to highest" if banded else "one run each")
+        axis.set_title(title)
         axis.set_xlabel("training step")
         axis.set_ylabel(f"dev {score}")
         return _save(figure, path)
+
+
+def _scores_in_panels(found: dict[str, tuple[np.ndarray, np.ndarray]], title: str, label: str) -> Figure:
+    columns = min(4, math.ceil(len(found) / 2))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(1.8 * columns, 0.3 + 1.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel, (name, (steps, scores)) in zip(panels, found.items(), strict=False):
+        for other, (other_steps, other_scores) in found.items():
+            if other != name:
+                panel.plot(other_steps, other_scores.mean(axis=0), color="0.8", linewidth=0.8)
+        panel.plot(steps, scores.mean(axis=0), color="0", marker="o", markersize=2.5, linewidth=1.2, label=name)
+        _draw_band(panel, steps, scores, color="0", linestyle="-")
+        panel.set_title(name)
+    for panel in panels[len(found) :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(found) - columns) : len(found)]:  # the lowest of each column
+        panel.tick_params(labelbottom=True)
+    figure.suptitle(f"{title}; light: the other methods", fontsize=_STYLE["axes.titlesize"])
+    figure.supxlabel("training step", fontsize=_STYLE["font.size"])
+    figure.supylabel(label, fontsize=_STYLE["font.size"])
+    return figure
+
+
+def _draw_band(axis: Axes, steps: np.ndarray, scores: np.ndarray, color: str, linestyle: str) -> None:
+    """From the lowest to the highest of several runs (runs, steps); nothing for one."""
+    if len(scores) > 1:
+        low, high = scores.min(axis=0), scores.max(axis=0)
+        axis.fill_between(steps, low, high, facecolor=color, alpha=0.12, linewidth=0)
+        for edge in (low, high):
+            axis.plot(steps, edge, linewidth=0.5, color=color, linestyle=linestyle)
 
 
 def draw_accuracy_against_latency(

@@ -198,6 +198,22 @@ def test_dev_scores(tmp_path):
     assert not list(tmp_path.glob("none*"))
 
 
+def test_many_methods_have_a_panel_each(tmp_path):
+    names = ["none", "emd", "uniform", "skip", "last"]
+    methods = {
+        name: [scores_of(tmp_path / f"{name}-{seed}", {10: 0.1 * k, 20: 0.1 * k + 0.01 * seed}) for seed in (1, 2)]
+        for k, name in enumerate(names)
+    }
+    figure = draw_dev_scores(methods, tmp_path / "scores")
+    panels = [axis for axis in figure.axes if axis.axison]
+    assert [panel.get_title() for panel in panels] == names and len({panel.get_ylim() for panel in panels}) == 1
+    for k, panel in enumerate(panels):
+        (own,) = (line for line in panel.lines if line.get_label() == names[k])
+        np.testing.assert_allclose(own.get_ydata(), [0.1 * k, 0.1 * k + 0.015])
+        assert len(panel.collections) == 1 and len(panel.lines) == 4 + 3  # the others; itself and its band's edges
+    assert {*names, "training step", "dev accuracy"} <= set(texts(tmp_path / "scores.svg"))
+
+
 def test_accuracy_against_latency(tmp_path):
     models = [("teacher", 0.010, 0.85), ("EMD", 0.005, 0.8201), ("plain", 0.005, 0.82), ("uniform", 0.0051, 0.8199)]
     (axis,) = draw_accuracy_against_latency(models, tmp_path / "speed").axes
