@@ -139,7 +139,8 @@ def overview(comparison: Comparison, cost: Costs, conditions: str) -> Table:
     seeds = next(iter(counts)) if len(counts) == 1 else "in brackets"
     spread = f": mean ± standard deviation over seeds (number of seeds: {seeds})" if counts else ""
     notes = [
-        f"Dev set, in points{spread}. A run keeps its best evaluation on this set, so its figure is a little high."
+        f"Dev set, in points{spread}.",
+        "A run keeps what is best on this very set: all figures are a little high.",
     ]
     if comparison.constant:
         notes.append("Constant answer: the one that scores best. A method near it has hardly learnt the task.")
@@ -166,8 +167,8 @@ def differences(comparison: Comparison) -> list[Table]:
     notes = (
         "Here and below: difference in points, over the seeds that both have. Interval: paired bootstrap over dev "
         "examples, for the models as they were trained. p: paired t-test over seeds, for training anew; none with one "
-        "seed. A claim stands only where the interval excludes zero and p < .05; it is not corrected for several "
-        "comparisons.",
+        "seed, or where all seeds differ alike. A claim stands only where the interval excludes zero and p < .05; it "
+        "is not corrected for several comparisons.",
     )
     tables = []
     for figure in comparison.figures:

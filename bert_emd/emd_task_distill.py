@@ -235,7 +235,9 @@ def cacheable(distillation: DistillationArguments, args: RunArguments, tokenizer
         "the teacher's answers change from epoch to epoch with --teacher_mode train": in_training,
         "nothing is kept for padding, which --count_padding counts": distillation.count_padding,
         "the teacher's answers depend on padding where that is on the left": tokenizer.padding_side != "right",
-        "every process sees other examples in every epoch; use disk": args.world_size > 1 and choice != "disk",
+        "every process sees other examples in every epoch; use disk": args.world_size > 1
+        and choice != "disk"
+        and not distillation.teacher_cache_dir,
     }
     for reason, applies in reasons.items():
         if applies and choice in ("memory", "disk"):
@@ -248,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     distillation, task_args, args = parse(argv)
     if args.do_train:
         check_output_dir(args, distillation.teacher_model, distillation.student_model)
-    open_repository(args)
+    open_repository(args, distillation.student_model)
     (distil if args.do_train else evaluate_student)(distillation, task_args, args)
     push(args)
 
@@ -298,6 +300,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
             lasting=bool(distillation.teacher_cache_dir),
             variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
         )
+        if plan is None and distillation.teacher_cache_dir and is_main_process():
+            print("warning: --teacher_cache_dir: nothing is kept, for want of room or by --teacher_cache's other rules")
     checkpoint = start_output_dir(args)
     teacher_metrics = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
     train, cache = datasets.train, None

@@ -174,9 +174,9 @@ def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, scor
 
 
 def _scores_in_panels(found: dict[str, tuple[np.ndarray, np.ndarray]], title: str, label: str) -> Figure:
-    columns = min(4, math.ceil(len(found) / 2))
+    columns = min(4, max(3, math.ceil(len(found) / 2)))
     rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(1.8 * columns, 0.3 + 1.6 * rows), layout="constrained")
+    figure = Figure(figsize=(1.8 * columns, 0.5 + 1.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, (name, (steps, scores)) in zip(panels, found.items(), strict=False):
         for other, (other_steps, other_scores) in found.items():
@@ -184,12 +184,12 @@ def _scores_in_panels(found: dict[str, tuple[np.ndarray, np.ndarray]], title: st
                 panel.plot(other_steps, other_scores.mean(axis=0), color="0.8", linewidth=0.8)
         panel.plot(steps, scores.mean(axis=0), color="0", marker="o", markersize=2.5, linewidth=1.2, label=name)
         _draw_band(panel, steps, scores, color="0", linestyle="-")
-        panel.set_title(name)
+        panel.set_title(name.replace(", ", "\n"))  # method and size
     for panel in panels[len(found) :]:
         panel.set_axis_off()
     for panel in panels[max(0, len(found) - columns) : len(found)]:  # the lowest of each column
         panel.tick_params(labelbottom=True)
-    figure.suptitle(f"{title}; light: the other methods", fontsize=_STYLE["axes.titlesize"])
+    figure.suptitle(f"{title}\n(light: the other methods)", fontsize=_STYLE["axes.titlesize"])
     figure.supxlabel("training step", fontsize=_STYLE["font.size"])
     figure.supylabel(label, fontsize=_STYLE["font.size"])
     return figure

@@ -180,7 +180,8 @@ class RunArguments(TrainingArguments):
     push_to_hub: bool = HfArg(
         default=False,
         help="At the end, send the model in --output_dir with its card, figures, args.json and log to the hub, as "
-        "--hub_model_id (public, unless --hub_private_repo True); HF_TOKEN must be a token that may write.",
+        "--hub_model_id (public, but with --hub_private_repo True or where an organisation's rule says otherwise); "
+        "HF_TOKEN must be a token that may write.",
     )
     hub_strategy: str = HfArg(default="end", help="Nothing else than the finished folder is sent: end.")
     hub_token: str | None = HfArg(

@@ -1,6 +1,7 @@
 """The README.md of an output folder: what the model is, what it does and costs, and how it was made."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +26,13 @@ class Measured:
 
 
 def write_model_card(
-    folder: str | Path,
-    task: Task,
-    origin: str,
-    models: list[Measured],
-    conditions: str,
-    picture: str | None = None,
-    name: str | None = None,
+    folder: str | Path, task: Task, origin: str, models: list[Measured], conditions: str, picture: str | None = None
 ) -> None:
     """Write `folder`/README.md, unless the user has put one there.
 
     origin: what the model was made from. models: the teacher where there is one, and, last, the model in `folder`, with
     the figures of what is saved. conditions: how times were taken. picture: file name of the flow between the layers of
-    both. name: the model's on the hub. The command, seed and versions come from the run's args.json.
+    both. The command, seed and versions come from the run's args.json.
     """
     folder = Path(folder)
     path = folder / "README.md"
@@ -58,7 +53,7 @@ def write_model_card(
         text += [f"![Average flow between student and teacher layers]({picture})", ""]
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]
     text += ["## Use", "", "```python", "from transformers import pipeline", ""]
-    text.append(f'classify = pipeline("text-classification", model="{name or folder}")')
+    text.append(f'classify = pipeline("text-classification", model="{folder}")')
     example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
     text += [f"classify({example})", "```", ""]
     text += ["## How it was made", "", "```", run["command"], "```", "", f"Seed {run['seed']}; in `{run['folder']}`."]
@@ -68,6 +63,14 @@ def write_model_card(
         _MARK,
     ]
     write_atomically(path, "\n".join(text) + "\n")
+
+
+def name_in_card(folder: Path, name: str) -> None:
+    """Let a card of ours load the model by its `name` on the hub, where it has named a folder."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if _MARK in text:
+        write_atomically(path, re.sub(r'(pipeline\("text-classification", model=)"[^"]*"', rf'\1"{name}"', text))
 
 
 def _subject(task: Task) -> str:

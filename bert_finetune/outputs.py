@@ -44,10 +44,8 @@ _RUN_FILES = (
     *_PREDICTIONS,
 )
 
-# What --push_to_hub sends, as patterns of files: all of these, but for what only this machine has a use for, and for
-# labels and predictions of the user's data.
+# What --push_to_hub keeps back: what only this machine has a use for, labels and predictions of the user's data.
 _KEPT_HERE = ("checkpoint-*", "runs", ".saving-*", "teacher_cache", "dev_predictions.npz", *_PREDICTIONS)
-PUSHED_FILES = ["README.md", "runs/*", *(name for name in _RUN_FILES if name not in _KEPT_HERE)]
 
 
 def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
@@ -91,6 +89,15 @@ def start_output_dir(args: TrainingArguments) -> str | None:
         except OSError as error:
             raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from None
     return last_checkpoint(folder) if resume == "last" else resume
+
+
+def pushed_files(folder: Path) -> list[str]:
+    """What `--push_to_hub` sends of a finished run's folder; nothing where there is no model."""
+    if next(folder.glob("model*.safetensors"), None) is None:
+        return []
+    patterns = ["README.md", "runs/**/*", *(name for name in _RUN_FILES if name not in _KEPT_HERE)]
+    found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def remove_incomplete(checkpoints: Iterable[Path]) -> None:

@@ -2,48 +2,58 @@
 
 from pathlib import Path
 
-from huggingface_hub import auth_check, create_branch, create_repo, upload_folder
+from huggingface_hub import auth_check, create_branch, create_repo, model_info, upload_folder
 
 from bert_finetune.arguments import RunArguments
 from bert_finetune.errors import InputError
 from bert_finetune.hub import push_reason
-from bert_finetune.outputs import PUSHED_FILES
+from bert_finetune.model_card import name_in_card
+from bert_finetune.outputs import pushed_files
 
 
-def open_repository(args: RunArguments) -> None:
+def open_repository(args: RunArguments, model: str | None) -> None:
     """With `--push_to_hub`, make sure that the model can be sent, before anything else is done: its repository and
-    branch exist, made where they did not, and the token may write there. Raises InputError where it cannot."""
+    branch exist, made where they did not, and the token may write there.
+
+    model: what a run without training looks at; None for the model in the output folder. Raises InputError where the
+    model cannot be sent, or would not be the one looked at, or would be public against `--hub_private_repo`.
+    """
     if not args.push_to_hub or args.process_index != 0:
         return
+    folder = Path(args.output_dir)
+    if not args.do_train and model is not None and Path(model).resolve() != folder.resolve():
+        raise InputError(f"--push_to_hub: sends what is in --output_dir {folder}, and not {model}, which is looked at")
+    if not args.do_train and not pushed_files(folder):
+        raise InputError(f"--push_to_hub: --output_dir {folder} holds no model to send")
     try:
         name = create_repo(args.hub_model_id, private=args.hub_private_repo, exist_ok=True).repo_id
         auth_check(name, write=True)
         if args.hub_revision:
             create_branch(name, branch=args.hub_revision, exist_ok=True)
+        public = args.hub_private_repo and not model_info(name).private
     except Exception as error:
         raise InputError(f"--push_to_hub: {push_reason(error)}") from None
+    if public:
+        raise InputError(f"--hub_private_repo: {name} is there already, and public")
     args.hub_model_id = name
 
 
 def push(args: RunArguments) -> None:
-    """With `--push_to_hub`, send the output folder's model with its card, figures and log, in one commit.
-
-    Raises InputError where the folder holds no model or the hub does not take it; the folder stays as it is.
-    """
-    folder = Path(args.output_dir)
+    """With `--push_to_hub`, send the output folder's model with its card, figures and log, in one commit. Raises
+    InputError where the hub does not take it; the folder stays as it is."""
     if not args.push_to_hub or args.process_index != 0:
         return
-    if next(folder.glob("model*.safetensors"), None) is None:
-        raise InputError(f"--push_to_hub: --output_dir {folder} holds no model to send")
+    folder = Path(args.output_dir)
+    name_in_card(folder, args.hub_model_id)
     try:
         sent = upload_folder(
             repo_id=args.hub_model_id,
             folder_path=folder,
-            allow_patterns=PUSHED_FILES,
+            allow_patterns=pushed_files(folder),
             revision=args.hub_revision,
             commit_message="A finished run",
         )
     except Exception as error:
-        again = f"the model is in {folder}, and --do_eval --push_to_hub sends it"
+        again = f"the model is in {folder}, and --do_eval --push_to_hub of that folder sends it"
         raise InputError(f"--push_to_hub: {push_reason(error)}; {again}") from None
     print(f"sent to {sent.commit_url}")

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.do_train or Path(args.output_dir).resolve() != Path(model_args.model_name_or_path).resolve():
         check_output_dir(args, model_args.model_name_or_path)
 
-    open_repository(args)
+    open_repository(args, model_args.model_name_or_path)
     option = "--model_name_or_path"
     config = load_config(model_args.model_name_or_path, option)
     if model_args.model_type not in (None, config.model_type):

@@ -346,7 +346,6 @@ class TaskTrainer(Trainer):
             [Measured(*row, footprint) for row, footprint in zip(rows, footprints, strict=True)],
             f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
             picture,
-            self.args.hub_model_id,
         )
 
     def show_pictures(self, pictures: list[Path]) -> None:

@@ -208,7 +208,11 @@ def pushed(tmp_path_factory) -> dict:
             str(world.folder / "late"), "late", "--do_eval", "--push_to_hub", "--hub_model_id", "late"
         )
         nothing = world.finetune("org/teacher", "empty", "--do_eval", "--push_to_hub", "--hub_model_id", "empty")
-        ran["again"], ran["nothing"] = results(world.start(again, nothing, HF_TOKEN=TOKEN))
+        other = [*nothing[: nothing.index("--output_dir")], "--output_dir", str(world.folder / "late"), "--use_cpu"]
+        other += ["--overwrite_output_dir"]
+        world.add("me/late")
+        private = [*again, "--hub_private_repo", "True"]
+        ran["again"], *ran["kept here"] = results(world.start(again, nothing, other, private, HF_TOKEN=TOKEN))
     return ran
 
 
@@ -228,7 +232,7 @@ def test_a_finished_model_is_sent_with_its_card(pushed):
         assert {re.sub(r"-\d+", "", name) for name in left} == {"checkpoint", "dev_predictions.npz"} | (
             {"notes.txt", "RTE.tsv"} if folder == "student" else set()
         )
-    assert "flow.png" in student and 'model="org/small"' in student["README.md"].decode()
+    assert "flow.png" in student and 'model="org/small")' in student["README.md"].decode()
 
 
 @pytest.mark.parametrize("case", range(len(PUSH_REFUSED)))
@@ -241,17 +245,24 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_done(pushed, case):
 def test_a_push_that_fails_in_the_end_leaves_the_model(pushed):
     folder, hub = pushed["world"].folder / "late", pushed["world"].hub
     line = only_error(pushed["late"])
-    assert "HTTP status 403" in line and f"the model is in {folder}, and --do_eval --push_to_hub sends it" in line
+    assert (
+        "HTTP status 403" in line
+        and f"the model is in {folder}, and --do_eval --push_to_hub of that folder sends it" in line
+    )
     assert (folder / "model.safetensors").exists() and (folder / "README.md").exists()
     assert pushed["again"][0] == 0, pushed["again"]
     name, _, files = hub.commits[2]
     assert name == "me/late" and files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_folder_without_a_model_is_not_sent(pushed):
-    folder = pushed["world"].folder / "empty"
-    assert f"--push_to_hub: --output_dir {folder} holds no model to send" in only_error(pushed["nothing"])
-    assert len(pushed["world"].hub.commits) == 3
+def test_what_should_not_be_sent_stays_here(pushed):
+    nothing, other, private = map(only_error, pushed["kept here"])
+    folder = pushed["world"].folder
+    # Without training, the model that is looked at must be the one that would be sent.
+    for line, out in ((nothing, folder / "empty"), (other, folder / "late")):
+        assert f"--push_to_hub: sends what is in --output_dir {out}, and not org/teacher, which is" in line
+    assert "--hub_private_repo: me/late is there already, and public" in private
+    assert len(pushed["world"].hub.commits) == 3 and "me/empty" not in pushed["world"].hub.created
 
 
 @pytest.fixture(scope="module")

@@ -212,6 +212,10 @@ def test_many_methods_have_a_panel_each(tmp_path):
         np.testing.assert_allclose(own.get_ydata(), [0.1 * k, 0.1 * k + 0.015])
         assert len(panel.collections) == 1 and len(panel.lines) == 4 + 3  # the others; itself and its band's edges
     assert {*names, "training step", "dev accuracy"} <= set(texts(tmp_path / "scores.svg"))
+    for count in (4, 9):
+        figure = draw_dev_scores({f"{k}, layers-4": methods["emd"] for k in range(count)}, tmp_path / "more")
+        title = figure._suptitle.get_window_extent()
+        assert title.x0 >= 0 and title.x1 <= figure.bbox.width
 
 
 def test_accuracy_against_latency(tmp_path):
