@@ -19,8 +19,8 @@ bench: .venv/run  ## what a step costs against the looped way, into benchmarks/;
 
 results: .venv/run  ## the ablations of plans/ablations.toml, which resume, into results/; needs GLUE's files in glue_data
 	$(BIN)/python quickstart.py --data_only
-	$(BIN)/python bert_emd/run_suite.py plans/ablations.toml --output_dir model/ablations
-	$(BIN)/python bert_emd/compare_results.py model/ablations --output_dir results
+	$(BIN)/python experiments/run_suite.py plans/ablations.toml --output_dir model/ablations
+	$(BIN)/python experiments/compare_results.py model/ablations --output_dir results
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -5,8 +5,6 @@ Nothing is told by colour: shades are grey, lines differ in style and have their
 stay letters.
 """
 
-import json
-import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,17 +17,14 @@ from matplotlib.transforms import ScaledTranslation
 from bert_emd.history import BRANCHES
 from bert_finetune.files import replacing_file
 
-_STYLE = {"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "bert-emd"}
+STYLE = {"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "bert-emd"}
 _TITLES = {"attention": "attention scores", "hidden": "hidden states"}
-_LETTER = 9 / 72  # inches that a line of letters takes
+LETTER = 9 / 72  # inches that a line of letters takes
 # Intervals that a picture of a whole run shows; of a longer run several are drawn as one.
 _MOST_INTERVALS = 200
-# Bands over seeds that can be told apart in one panel.
-_MOST_BANDS = 3
-# Line styles and greys, told apart in print; methods have a marker as well.
-_DASHES = ["-", "--", "-.", ":"]
-_GREYS = ["0", "0.3", "0.55"]
-_MARKERS = "osD^vPX*"
+# Line styles and greys, told apart in print.
+DASHES = ["-", "--", "-.", ":"]
+GREYS = ["0", "0.3", "0.55"]
 
 
 def draw_flow(run: str | Path, path: str | Path) -> Figure:
@@ -45,7 +40,7 @@ def draw_flow(run: str | Path, path: str | Path) -> Figure:
     width, height = max(1.5, 0.7 + 0.3 * n), max(1.2, 0.6 + 0.28 * m)
     stacked = len(flows) * width > 9
     rows, columns = (len(flows), 1) if stacked else (1, len(flows))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.7 + columns * width, rows * height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, (branch, flow) in zip(axes, flows.items(), strict=True):
@@ -59,7 +54,7 @@ def draw_flow(run: str | Path, path: str | Path) -> Figure:
             axis.set_yticks(range(m), range(1, m + 1))
         _label_edges(axes, stacked, "teacher layer", "student layer")
         figure.colorbar(image, ax=axes, label="% of all weight")
-        return _save(figure, path)
+        return save_picture(figure, path)
 
 
 def draw_flow_over_training(run: str | Path, path: str | Path) -> Figure:
@@ -71,12 +66,12 @@ def draw_flow_over_training(run: str | Path, path: str | Path) -> Figure:
     """
     steps, flows = _read_flows(run, _MOST_INTERVALS)
     m, n = next(iter(flows.values())).shape[1:]
-    height = np.clip(m * (n + 1) * _LETTER, 1.5, 8)
+    height = np.clip(m * (n + 1) * LETTER, 1.5, 8)
     # Teacher layers whose numbers there is room for: the first of a block, then every so many.
-    stride = int(np.ceil(m * (n + 1) * _LETTER / height - 0.01))
+    stride = int(np.ceil(m * (n + 1) * LETTER / height - 0.01))
     named = [j for j in range(0, n, stride) if j == 0 or j + stride // 2 < n]
     starts = np.arange(m) * (n + 1)  # an empty row lies between blocks
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.7 + 2.5 * len(flows), height + 0.7), layout="constrained")
         axes = figure.subplots(1, len(flows), sharey=True, squeeze=False)[0]
         top = max(flow.max() for flow in flows.values())
@@ -100,7 +95,7 @@ def draw_flow_over_training(run: str | Path, path: str | Path) -> Figure:
             axis.tick_params(axis="y", which="both", labelleft=False)
         axes[0].set_ylabel("teacher layer, by student layer")
         figure.colorbar(image, ax=axes, label="% of all weight", aspect=15 * height)
-        return _save(figure, path)
+        return save_picture(figure, path)
 
 
 def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
@@ -123,104 +118,24 @@ def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
     if others and all(np.array_equal(*pair) for pair in zip(first, *others, strict=True)):
         rows = {"": first}
     most = max(weights.shape[1] for weights in first)
-    height = max(1.8, (most + 2) * _LETTER)
-    with matplotlib.rc_context(_STYLE):
+    height = max(1.8, (most + 2) * LETTER)
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 0.6 + height * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
         for panels, (title, sides) in zip(axes, rows.items(), strict=True):
             for axis, side, weights in zip(panels, ("student", "teacher"), sides, strict=True):
                 weights = 100 * np.vstack([np.full(weights.shape[1], 1 / weights.shape[1]), weights])
                 for k, line in enumerate(weights.T):
-                    style, grey = _DASHES[k % len(_DASHES)], _GREYS[k // len(_DASHES) % len(_GREYS)]
+                    style, grey = DASHES[k % len(DASHES)], GREYS[k // len(DASHES) % len(GREYS)]
                     axis.plot(steps, line, style, color=grey, linewidth=1)
                 names = [f"{k}" for k in range(1, weights.shape[1] + 1)]
-                _name_ends(axis, steps[-1], weights[-1], names, height)
+                name_ends(axis, steps[-1], weights[-1], names, height)
                 axis.set_title(f"{side} layers, {title}" if title else f"{side} layers")
                 axis.margins(x=0)
                 axis.set_ylabel("% of all weight")
         for axis in axes[-1]:
             axis.set_xlabel("training step")
-        return _save(figure, path)
-
-
-def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, score: str = "accuracy") -> Figure:
-    """Dev `score` against training steps, from `eval_results.json` of each method's run folders, one for each seed.
-
-    A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest. More than
-    three methods have a panel each, with the others' means in light grey. Steps that some of a method's runs lack are
-    left out. Raises ValueError where no step is left.
-    """
-    found = {name: _read_scores(runs, f"eval_{score}") for name, runs in methods.items()}
-    title = "mean over seeds, and a band from lowest to highest"
-    if not any(len(runs) > 1 for runs in methods.values()):
-        title = "one run each"
-    with matplotlib.rc_context(_STYLE):
-        if len(methods) > _MOST_BANDS:
-            return _save(_scores_in_panels(found, title, f"dev {score}"), path)
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-        axis = figure.subplots()
-        axis.margins(x=0.02)
-        for k, (name, (steps, scores)) in enumerate(found.items()):
-            grey, marker = _GREYS[k % len(_GREYS)], _MARKERS[k % len(_MARKERS)]
-            style = {"linestyle": _DASHES[k % len(_DASHES)], "color": grey}
-            axis.plot(steps, scores.mean(axis=0), marker=marker, markersize=4, linewidth=1.4, label=name, **style)
-            _draw_band(axis, steps, scores, **style)
-        ends = [(steps[-1], scores.mean(axis=0)[-1]) for steps, scores in found.values()]
-        _name_ends(axis, *map(np.array, zip(*ends, strict=True)), list(methods), height=2.8)
-        axis.set_title(title)
-        axis.set_xlabel("training step")
-        axis.set_ylabel(f"dev {score}")
-        return _save(figure, path)
-
-
-def _scores_in_panels(found: dict[str, tuple[np.ndarray, np.ndarray]], title: str, label: str) -> Figure:
-    columns = min(4, max(3, math.ceil(len(found) / 2)))
-    rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(1.8 * columns, 0.5 + 1.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for panel, (name, (steps, scores)) in zip(panels, found.items(), strict=False):
-        for other, (other_steps, other_scores) in found.items():
-            if other != name:
-                panel.plot(other_steps, other_scores.mean(axis=0), color="0.8", linewidth=0.8)
-        panel.plot(steps, scores.mean(axis=0), color="0", marker="o", markersize=2.5, linewidth=1.2, label=name)
-        _draw_band(panel, steps, scores, color="0", linestyle="-")
-        panel.set_title(name.replace(", ", "\n"))  # method and size
-    for panel in panels[len(found) :]:
-        panel.set_axis_off()
-    for panel in panels[max(0, len(found) - columns) : len(found)]:  # the lowest of each column
-        panel.tick_params(labelbottom=True)
-    figure.suptitle(f"{title}\n(light: the other methods)", fontsize=_STYLE["axes.titlesize"])
-    figure.supxlabel("training step", fontsize=_STYLE["font.size"])
-    figure.supylabel(label, fontsize=_STYLE["font.size"])
-    return figure
-
-
-def _draw_band(axis: Axes, steps: np.ndarray, scores: np.ndarray, color: str, linestyle: str) -> None:
-    """From the lowest to the highest of several runs (runs, steps); nothing for one."""
-    if len(scores) > 1:
-        low, high = scores.min(axis=0), scores.max(axis=0)
-        axis.fill_between(steps, low, high, facecolor=color, alpha=0.12, linewidth=0)
-        for edge in (low, high):
-            axis.plot(steps, edge, linewidth=0.5, color=color, linestyle=linestyle)
-
-
-def draw_accuracy_against_latency(
-    models: list[tuple[str, float, float]], path: str | Path, score: str = "accuracy"
-) -> Figure:
-    """A point for each model, named beside it: (name, seconds for a sentence, dev `score`). Up and left is better."""
-    names, seconds, scores = zip(*models, strict=True)
-    milliseconds = 1000 * np.array(seconds)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-        axis = figure.subplots()
-        for k, point in enumerate(zip(milliseconds, scores, strict=True)):
-            axis.plot(*point, _MARKERS[k % len(_MARKERS)], color="0", markersize=6)
-        axis.margins(0.15)
-        axis.set_xlim(left=0)
-        _name_ends(axis, milliseconds, np.array(scores), list(names), height=2.8)
-        axis.set_xlabel("milliseconds a sentence")
-        axis.set_ylabel(f"dev {score}")
-        return _save(figure, path)
+        return save_picture(figure, path)
 
 
 def _read_flows(run: str | Path, most: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -240,16 +155,6 @@ def _read_flows(run: str | Path, most: int | None = None) -> tuple[np.ndarray, d
     return steps[cuts], flows
 
 
-def _read_scores(runs: list[str | Path], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (K,) at which all `runs` were evaluated, and their scores there (runs, K)."""
-    histories = [json.loads((Path(run) / "eval_results.json").read_text(encoding="utf-8"))["history"] for run in runs]
-    by_step = [{entry["step"]: entry[key] for entry in history if key in entry} for history in histories]
-    steps = sorted(set.intersection(*map(set, by_step)))
-    if not steps:
-        raise ValueError(f"no step at which {key} of all of these was measured: {', '.join(map(str, runs))}")
-    return np.array(steps), np.array([[scores[step] for step in steps] for scores in by_step])
-
-
 def _label_edges(axes: np.ndarray, stacked: bool, below: str, left: str) -> None:
     """Name the axes where panels, stacked or side by side, do not share them."""
     for axis in axes[-1:] if stacked else axes:
@@ -258,12 +163,12 @@ def _label_edges(axes: np.ndarray, stacked: bool, below: str, left: str) -> None
         axis.set_ylabel(left)
 
 
-def _name_ends(axis: Axes, x, y: np.ndarray, names: list[str], height: float) -> None:
+def name_ends(axis: Axes, x, y: np.ndarray, names: list[str], height: float) -> None:
     """Write the names of points in a column right of the axes, each at its point's height, or moved up or down where
     it would cover another, with a thin line to its point. `height` of the axes in inches."""
     axis.spines[["top", "right"]].set_visible(False)
     low, high = axis.get_ylim()
-    gap = (high - low) * _LETTER / height
+    gap = (high - low) * LETTER / height
     order = np.argsort(y, kind="stable")
     places = np.array(y, dtype=float)
     for before, after in pairwise(order):
@@ -288,7 +193,7 @@ def _name_ends(axis: Axes, x, y: np.ndarray, names: list[str], height: float) ->
         )
 
 
-def _save(figure: Figure, path: str | Path) -> Figure:
+def save_picture(figure: Figure, path: str | Path) -> Figure:
     figure.draw_without_rendering()
     figure.set_layout_engine(None)  # found once, not anew for each file
     for kind in ("png", "svg"):

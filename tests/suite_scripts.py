@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bert_emd import run_suite, suite_plan
+from experiments import plan, run_suite
 
 PLAN = """
 tasks = ["RTE", "MRPC"]
@@ -64,7 +64,7 @@ def use_stand_ins(folder: Path) -> None:
     for name in ("TEACHER_SCRIPT", "STUDENT_SCRIPT"):
         path = folder / f"{name.lower()}.py"
         path.write_text(SCRIPT)
-        setattr(suite_plan, name, dataclasses.replace(getattr(suite_plan, name), path=str(path)))
+        setattr(plan, name, dataclasses.replace(getattr(plan, name), path=str(path)))
 
 
 def write_plan(path: Path, data: Path, model: Path, *changes: tuple[str, str]) -> Path:

@@ -7,13 +7,13 @@ import pytest
 from conftest import save_bert
 
 from bert_emd import emd_task_distill
-from bert_emd.compare_results import main
-from bert_emd.comparison import compare
-from bert_emd.result_tables import Number, Table, latex, markdown
-from bert_emd.runs import figures_of, find_runs
 from bert_finetune.glue import get_task
 from bert_finetune.metrics import compute_metrics
 from bert_finetune.outputs import write_eval_results
+from experiments.compare_results import main
+from experiments.comparison import compare
+from experiments.finished_runs import figures_of, find_runs
+from experiments.tables_out import Number, Table, latex, markdown
 
 EXAMPLES = 200
 LABELS = np.arange(EXAMPLES) % 2

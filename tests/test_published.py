@@ -4,8 +4,8 @@ import pytest
 from conftest import ROOT
 
 from bert_emd import published
-from bert_emd.published import AVERAGED, average, published_tables
 from bert_finetune.files import read_toml
+from experiments.published import AVERAGED, average, published_tables
 
 
 def fidelity_rows() -> list[dict[str, str]]:

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bert_emd.report import Picture, data_uri, report_page
-from bert_emd.result_tables import Number, Table
 from bert_finetune.errors import InputError
+from experiments.report import Picture, data_uri, report_page
+from experiments.tables_out import Number, Table
 
 # 1 x 1, one grey pixel.
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")

@@ -21,12 +21,15 @@ import suite_scripts
 from conftest import ROOT
 from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
-from bert_emd import run_suite, suite_estimate, suite_plan, suite_progress
-from bert_emd.suite_estimate import Cost, estimate
-from bert_emd.suite_plan import read_plan
-from bert_emd.suite_progress import Progress
-from bert_emd.suite_runs import RayEngine
+import experiments.estimate
+import experiments.plan
+import experiments.progress
 from bert_finetune.errors import InputError
+from experiments import run_suite
+from experiments.engines import RayEngine
+from experiments.estimate import Cost, estimate
+from experiments.plan import read_plan
+from experiments.progress import Progress
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def plan(tmp_path, glue_dir, pretrained):
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
     for name in ("TEACHER_SCRIPT", "STUDENT_SCRIPT"):
-        monkeypatch.setattr(suite_plan, name, getattr(suite_plan, name))  # put back in the end
+        monkeypatch.setattr(experiments.plan, name, getattr(experiments.plan, name))  # put back in the end
     suite_scripts.use_stand_ins(tmp_path)
 
 
@@ -240,8 +243,8 @@ def test_estimate(plan, monkeypatch):
         "RTE/two/emd/seed-1": Cost(3, 100),
         "RTE/one/none/seed-1": Cost(0.5, 100),
     }
-    monkeypatch.setattr(suite_estimate, "_measure", lambda run, *_: measured[run.name])
-    monkeypatch.setattr(suite_estimate, "_rows", lambda plan, task: {"RTE": (100, 30), "MRPC": (45, 60)}[task])
+    monkeypatch.setattr(experiments.estimate, "_measure", lambda run, *_: measured[run.name])
+    monkeypatch.setattr(experiments.estimate, "_rows", lambda plan, task: {"RTE": (100, 30), "MRPC": (45, 60)}[task])
     read = read_plan(path)
     seconds = estimate(read, read.runs(Path("out")), {})
     # 2 epochs of 10 steps, each then 3 batches to evaluate; of 5 steps and 6 batches.
@@ -294,7 +297,7 @@ def test_on_a_terminal(plan, stand_ins, tmp_path):
 def test_time_left(plan, monkeypatch):
     """Two side by side; by hand: 50 s for a student, 10 s for a teacher."""
     clock = {"monotonic": lambda: 100}
-    monkeypatch.setattr(suite_progress, "time", SimpleNamespace(monotonic=lambda: clock["monotonic"]()))
+    monkeypatch.setattr(experiments.progress, "time", SimpleNamespace(monotonic=lambda: clock["monotonic"]()))
     runs, stream = read_plan(plan()).runs(Path("out")), io.StringIO()
     progress = Progress(runs, 2, stream)
     records = {"RTE/teacher": {"state": "running"}}
@@ -429,7 +432,7 @@ def test_without_ray(plan, tmp_path, monkeypatch, exits_with_2):
 def test_a_run_that_ray_could_not_carry_out(error, said, plan, tmp_path):
     exceptions = pytest.importorskip("ray.exceptions")
     run = read_plan(plan()).runs(tmp_path / "out")[0]
-    shown = '\x1b[36mray::_execute_in()\x1b[39m (pid=1, ip=127.0.0.1)\n  File "suite_runs.py", line 1\n'
+    shown = '\x1b[36mray::_execute_in()\x1b[39m (pid=1, ip=127.0.0.1)\n  File "engines.py", line 1\n'
     raised = exceptions.RayTaskError("_execute_in", shown, error)
     for given in (raised, raised.as_instanceof_cause()):
         future = Future()

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
-from bert_emd import run_suite
+from experiments import run_suite
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm, ttest_rel
 
-from bert_emd.significance import bootstrap_interval, mean_and_sd, resampled_figures, seeds_p_value
 from bert_finetune.glue import REGRESSION_FIGURES, TASKS, Task
 from bert_finetune.metrics import compute_metrics
+from experiments.significance import bootstrap_interval, mean_and_sd, resampled_figures, seeds_p_value
 
 
 def test_mean_and_sd_by_hand():

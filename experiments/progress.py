@@ -5,7 +5,7 @@ import sys
 import time
 from statistics import mean
 
-from bert_emd.suite_runs import Run
+from experiments.engines import Run
 
 _UP_AND_CLEAR = "\033[{}F\033[J"
 

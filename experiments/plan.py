@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_emd.emd_task_distill import DistillationArguments
-from bert_emd.suite_runs import Run, as_arguments
 from bert_finetune.arguments import Parser, RunArguments, TaskArguments
 from bert_finetune.checkpoints import load_config
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS, Task
 from bert_finetune.run_glue import ModelArguments
+from experiments.engines import Run, as_arguments
 
 # What a run's place in the plan decides, and what does not go with that.
 _GIVEN = """

@@ -15,15 +15,15 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-from bert_emd.comparison import TEACHER, Comparison, Cost, Summary, compare, costs
-from bert_emd.pictures import draw_accuracy_against_latency, draw_dev_scores
-from bert_emd.published import published_tables
-from bert_emd.report import Picture, report_page
-from bert_emd.result_tables import Number, Table, latex, markdown, markdown_text
-from bert_emd.runs import Run, Unfinished, figures_of, find_runs, run_name
-from bert_emd.significance import RESAMPLES
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
 from bert_finetune.files import read_toml, write_atomically
+from experiments.comparison import TEACHER, Comparison, Cost, Summary, compare, costs
+from experiments.finished_runs import Run, Unfinished, figures_of, find_runs, run_name
+from experiments.published import published_tables
+from experiments.report import Picture, report_page
+from experiments.score_pictures import draw_accuracy_against_latency, draw_dev_scores
+from experiments.significance import RESAMPLES
+from experiments.tables_out import Number, Table, latex, markdown, markdown_text
 
 Costs = dict[tuple[str | None, str], Cost]
 

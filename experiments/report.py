@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from bert_emd.result_tables import Number, Table
 from bert_finetune.errors import InputError
+from experiments.tables_out import Number, Table
 
 # Ending -> media type, and what such a file begins with, or holds near its beginning.
 _PICTURES = {".png": ("image/png", b"\x89PNG\r\n"), ".svg": ("image/svg+xml", b"<svg")}

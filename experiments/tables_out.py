@@ -1,4 +1,4 @@
-"""A table of results as Markdown and LaTeX; `bert_emd/report.py` has the third form, HTML."""
+"""A table of results as Markdown and LaTeX; `experiments/report.py` has the third form, HTML."""
 
 import re
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Run a whole table: every task, student size, method and seed of a plan, each task's teacher first.
 
-    python bert_emd/run_suite.py plans/ablations.toml --output_dir model/ablations
-    python bert_emd/run_suite.py plans/ablations.toml --output_dir model/ablations --dry_run
+    python experiments/run_suite.py plans/ablations.toml --output_dir model/ablations
+    python experiments/run_suite.py plans/ablations.toml --output_dir model/ablations --dry_run
 
 Each run is one call of run_glue.py or emd_task_distill.py. Beside its folder lie a record (.json) and all that it
 printed (.log). A suite that was stopped, in whatever way, goes on with the same command: what is done stays, what had
@@ -17,12 +17,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from bert_emd.suite_estimate import STEPS, estimate
-from bert_emd.suite_plan import Plan, read_plan
-from bert_emd.suite_progress import Progress, by_cell, duration, in_table
-from bert_emd.suite_runs import LocalEngine, RayEngine, Run, only_suite
 from bert_finetune.errors import ArgumentParser, InputError, reason_and_file, reports_input_errors
 from bert_finetune.files import write_atomically
+from experiments.engines import LocalEngine, RayEngine, Run, only_suite
+from experiments.estimate import STEPS, estimate
+from experiments.plan import Plan, read_plan
+from experiments.progress import Progress, by_cell, duration, in_table
 
 MEMORY_PER_RUN = 4 * 2**30  # bytes that a run on a CPU is taken to need, BERT-base as its teacher
 _SECONDS_BETWEEN_LOOKS = 0.5

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_emd.recipes import recipe_defaults
-from bert_emd.suite_plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
-from bert_emd.suite_runs import Run, as_arguments, last_error, run_script
 from bert_finetune.errors import InputError
 from bert_finetune.glue import TASKS
 from bert_finetune.tables import read_table
+from experiments.engines import Run, as_arguments, last_error, run_script
+from experiments.plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
 
 STEPS = 8
 _FEW_STEPS = {"max_steps": STEPS, "eval_strategy": "no", "save_strategy": "no", "do_predict": False}

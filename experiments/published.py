@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bert_emd.result_tables import Number, Table
 from bert_finetune.files import read_toml
+from experiments.tables_out import Number, Table
 
 FILE = Path(__file__).with_name("published.toml")
 

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from bert_emd.runs import Figure, Run, figures_of, model_tensors
-from bert_emd.significance import (
+from bert_finetune.errors import InputError, reading
+from bert_finetune.footprint import measure_models
+from experiments.finished_runs import Figure, Run, figures_of, model_tensors
+from experiments.significance import (
     RESAMPLES,
     bootstrap_interval,
     mean_and_sd,
     resampled_figures,
     seeds_p_value,
 )
-from bert_finetune.errors import InputError, reading
-from bert_finetune.footprint import measure_models
 
 TEACHER = "teacher"
 

@@ -1,0 +1,1 @@
+"""A student out of PyTorch; empty until its own issue."""

@@ -1,0 +1,1 @@
+"""Many runs, compared: plans, suites, finished runs, tables, the report."""
