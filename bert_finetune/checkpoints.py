@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -57,18 +56,13 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
     """A sequence classifier with the task's classes, in the task's order and under the task's names.
 
     A head whose class names are the task's in another order has its rows reordered, so that logit k always belongs to
-    `task.class_names[k]`. With `fine_tuned` (a teacher) the checkpoint must bring a head that fits the task; otherwise
+    `task.kind.output_names[k]`. With `fine_tuned` (a teacher) the checkpoint must bring a head that fits the task; otherwise
     a head that is missing or has another number of classes is made new, which is printed.
     Raises InputError, naming `option`, for a model that cannot be loaded, or whose head does not fit.
     """
-    config = load_config(name_or_path, option)
-    order = list(range(task.num_labels))
-    if fine_tuned:
-        order = _class_order(config, task, f"{option} {name_or_path}")
-    elif config.num_labels == task.num_labels and not task.is_regression:
-        order = _class_order(config, task, f"{option} {name_or_path}", refuse=False)
-    config.num_labels = task.num_labels
-    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    config, kind = load_config(name_or_path, option), task.kind
+    order = kind.output_order(class_names(config), f"{option} {name_or_path}", task.name, fine_tuned)
+    config.num_labels, config.problem_type = kind.outputs, kind.problem_type
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights is given below, in one line
     try:
@@ -99,7 +93,7 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
         print(f"{name_or_path}: new weights for {', '.join(fresh)}")
     else:
         reorder_classes(model, order)
-    model.config.id2label = dict(enumerate(task.class_names or ["score"]))
+    model.config.id2label = dict(enumerate(kind.output_names))
     model.config.label2id = {name: k for k, name in model.config.id2label.items()}
     return model
 
@@ -191,33 +185,3 @@ def _reason(error: Exception, name_or_path: str) -> str:
 def class_names(config: PreTrainedConfig) -> list[str]:
     """A model's class names in its order; a class without one is LABEL_k."""
     return [str(config.id2label.get(k, f"LABEL_{k}")) for k in range(config.num_labels)]
-
-
-def plain(name: str) -> str:
-    """A class name without what spellings differ in: case, and blanks, underscores or hyphens."""
-    return re.sub(r"[\s_-]+", "_", name.lower())
-
-
-def _class_order(config: PreTrainedConfig, task: Task, what: str, refuse: bool = True) -> list[int]:
-    """order[k]: where the model has the task's class k, found by name (LABEL_0, LABEL_1, ... count as unnamed)."""
-    names = class_names(config)
-    wanted = ", ".join(task.class_names) or "one regression score"
-    if config.num_labels != task.num_labels:
-        raise InputError(
-            f"{what}: its {config.num_labels} labels ({', '.join(names)}) do not fit {task.name} ({wanted})"
-        )
-    unnamed = all(name == f"LABEL_{k}" for k, name in enumerate(names))
-    if task.is_regression or unnamed:
-        if unnamed and task.num_labels > 2 and refuse:
-            print(f"{what}: its classes have no names; they are taken to be in the order {wanted}")
-        return list(range(task.num_labels))
-    spelling = {plain(name): k for k, pair in enumerate(task.labels.items()) for name in pair}
-    found = {spelling.get(plain(name)): position for position, name in enumerate(names)}
-    if set(found) == set(range(task.num_labels)):
-        return [found[k] for k in range(task.num_labels)]
-    if not refuse:
-        return list(range(task.num_labels))
-    raise InputError(
-        f"{what}: its labels ({', '.join(names)}) are not {task.name}'s ({wanted}); "
-        "if they mean the same, rename them in id2label of its config.json"
-    )

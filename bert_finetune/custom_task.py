@@ -1,16 +1,15 @@
 """A task that the user brings as files: what its columns, its classes or its scores are is found from the data."""
 
-from collections import Counter
 from collections.abc import Iterable
 
 from transformers import PreTrainedConfig
 
-from bert_finetune.checkpoints import class_names, plain
-from bert_finetune.data import number
+from bert_finetune.checkpoints import class_names
 from bert_finetune.errors import InputError
-from bert_finetune.glue import REGRESSION_FIGURES, Task
+from bert_finetune.glue import Task
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import Table, read_table
+from bert_finetune.task_kinds import Classification, Regression, number, plain
 
 # More classes than this, each with hardly an example, are taken for a wrong column.
 _MANY_CLASSES = 50
@@ -51,28 +50,27 @@ def custom_task(
     elif regression is None:
         numbers = [number(label) for label in labels]
         regression = None not in numbers and any(not value.is_integer() for value in numbers)
+    where = f"{path}, column {label_column}"
     if regression:
-        classes = {}
-    elif fine_tuned:
-        classes = _classes_of_model(labels, model, f"{path}, column {label_column}")
+        kind = Regression()
     else:
-        classes = _classes_of_data(labels, f"{path}, column {label_column}")
+        classes = _classes_of_model(labels, model, where) if fine_tuned else _classes_of_data(labels, where)
+        kind = Classification(classes, writes_names=True)
     if is_main_process():
         if path.endswith(".tsv"):
             _warn_of_quotes(table, text_columns)
-        _describe(path, text_columns, label_column, labels, classes)
+        print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {kind.described(labels)}")
     return Task(
         "custom",
         text_columns,
-        classes,
-        metric="spearman" if regression else "accuracy",
-        figures=REGRESSION_FIGURES if regression else ("accuracy", "macro_f1", "mcc"),
+        kind,
+        metric=kind.own_metric,
+        figures=kind.own_figures,
         label_column=label_column,
         train=files.get("train"),
         dev={"dev": files["dev"]} if "dev" in files else {},
         test={"test": files["test"]} if "test" in files else {},
         submission={"test": "predictions.tsv"},
-        predicts_names=True,
     )
 
 
@@ -132,17 +130,3 @@ def _warn_of_quotes(table: Table, text_columns: tuple[str, ...]) -> None:
             f"{table.path}: {quoted} of {len(texts)} texts stand in double quotes, which are kept: TSV is read without "
             "quoting, as GLUE's; if they are not part of the text, save the table as .csv"
         )
-
-
-def _describe(path: str, text_columns: tuple[str, ...], label_column: str, labels: list, classes: dict) -> None:
-    counts = Counter(labels)
-    if classes:
-        shown = ", ".join(
-            (label if label == name else f"{label} = {name}") + (f" ({counts[label]})" if labels else "")
-            for label, name in list(classes.items())[:20]
-        )
-        what = f"{len(classes)} classes: {shown}" + (", ..." if len(classes) > 20 else "")
-    else:
-        numbers = [value for value in map(number, labels) if value is not None]
-        what = "a score to predict" + (f", from {min(numbers):g} to {max(numbers):g}" if numbers else "")
-    print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {what}")

@@ -4,7 +4,6 @@ read_table -> load_split -> tokenize, and load_datasets for all of a task's spli
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from bert_finetune.tables import Table, read_table
 def load_split(task: Task, path: Path, split: str) -> Dataset:
     """One file of a task as a dataset with columns `text_a`, `text_b` (pairs only) and `label` (not for a test file).
 
-    `split` is "train", "dev" or "test". Labels are class ids in the order of `task.class_names`, or the regression
-    target as a float. Rows with too few fields are an error that names the line; where the official file is known to
+    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text. Rows with too few fields are an error that names the line; where the official file is known to
     hold some (QQP's train and dev) they are counted, reported and left out, and in a test file they are reported and
     kept with the missing text empty, so that row i of the file stays prediction i.
     """
@@ -50,7 +48,10 @@ def load_split(task: Task, path: Path, split: str) -> Dataset:
             columns[name].append(_present(row[position], table, k, position))
         if label_column is not None:
             label = _present(row[label_column], table, k, label_column)
-            columns["label"].append(_label(task, label, table.place(k)))
+            try:
+                columns["label"].append(task.kind.read(label, task.name))
+            except ValueError as error:
+                raise InputError(f"{table.place(k)}: {error}") from error
     if short:
         shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
         fate = "kept with empty text" if split == "test" else "left out"
@@ -64,28 +65,6 @@ def _present(value: str | None, table: Table, k: int, position: int) -> str:
     if value is None:
         raise InputError(f"{table.place(k)}: no value in column {table.columns[position]!r}")
     return value
-
-
-def _label(task: Task, text: str, place: str) -> int | float:
-    if task.is_regression:
-        value = number(text)
-        low, high = task.score_range
-        if value is None or not low <= value <= high:
-            bounds = "" if math.isinf(high) else f" between {low:g} and {high:g}"
-            raise InputError(f"{place}: {text!r} is not a {'score' if bounds else 'number'}{bounds}")
-        return value
-    if text not in task.labels:
-        raise InputError(f"{place}: label {text!r} is not one of {task.name}'s: {', '.join(task.labels)}")
-    return list(task.labels).index(text)
-
-
-def number(text: str) -> float | None:
-    """The finite number that a field stands for, or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:

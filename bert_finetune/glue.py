@@ -5,12 +5,12 @@ stand in the order of the BERT-EMD authors' code (contradiction, entailment, neu
 never by position.
 """
 
-import math
 from dataclasses import dataclass
 
-from bert_finetune.errors import InputError
+import numpy as np
 
-REGRESSION_FIGURES = ("pearson", "spearman", "corr")
+from bert_finetune.errors import InputError
+from bert_finetune.task_kinds import Classification, Regression, TaskKind
 
 
 @dataclass(frozen=True)
@@ -18,27 +18,25 @@ class Task:
     """What is particular to one task.
 
     `columns`: names of the text column, or of both, as the header line has them; `headerless` names the columns of a
-    file that comes without one. `labels`: the label as the files write it -> the class name a model carries; empty for
-    regression, whose targets lie in `score_range`.
+    file that comes without one. `kind`: what the labels are, and all that follows from it.
     `dev`, `test`: split name -> file name, as seen from the task's folder; the first dev split chooses the best
     checkpoint. `optional`: test splits whose file need not be there.
-    `figures`: what is measured on the dev set, by the names of `bert_finetune.metrics`; `metric` is the one that GLUE
-    (and the paper's table) reports and that chooses the best checkpoint.
+    `figures`: what is measured on the dev set, by the names that the kind gives them; `metric` is the one that GLUE (and
+    the paper's table) reports and that chooses the best checkpoint.
     `submission`: test split -> file name that the GLUE server expects. `test_rows`: how many rows the official test
     files have, in the order of `test`. `filler`: the answers, in turn, of a submission without predictions: the most
     frequent class of the dev set; for regression two scores, since a constant has no correlation.
     `skips_short_rows`: a split whose official file is known to hold rows with too few fields; they are counted and
     left out there. Anywhere else such a row is an error, and in a test file it is kept, so that predictions stay in
-    line with the file. `predicts_names`: predictions are written as class names, not as the files write labels.
+    line with the file.
     """
 
     name: str
     columns: tuple[str, ...]
-    labels: dict[str, str]
+    kind: TaskKind
     metric: str = "accuracy"
     label_column: str = "label"
     figures: tuple[str, ...] = ("accuracy",)
-    score_range: tuple[float, float] = (-math.inf, math.inf)
     train: str = "train.tsv"
     dev: dict[str, str] = None
     test: dict[str, str] = None
@@ -48,25 +46,11 @@ class Task:
     optional: tuple[str, ...] = ()
     headerless: tuple[str, ...] = ()
     skips_short_rows: tuple[str, ...] = ()
-    predicts_names: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "dev", {"dev": "dev.tsv"} if self.dev is None else self.dev)
         object.__setattr__(self, "test", {"test": "test.tsv"} if self.test is None else self.test)
         object.__setattr__(self, "submission", self.submission or {"test": f"{self.name}.tsv"})
-
-    @property
-    def is_regression(self) -> bool:
-        return not self.labels
-
-    @property
-    def class_names(self) -> list[str]:
-        """The class names in the order of the label ids; empty for regression."""
-        return list(self.labels.values())
-
-    @property
-    def num_labels(self) -> int:
-        return len(self.labels) or 1
 
     @property
     def best_metric(self) -> str:
@@ -77,8 +61,18 @@ class Task:
         """How the trainer names a figure on the (first) dev set."""
         return f"eval_{next(iter(self.dev))}_{metric}" if len(self.dev) > 1 else f"eval_{metric}"
 
+    def measure(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The task's figures of a model's logits (examples, outputs)."""
+        return self.kind.measure(self.figures, logits, labels)
 
-_ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
+    def check_metric(self, metric: str | None) -> None:
+        """Raise InputError for a `--metric_for_best_model` that an evaluation does not give."""
+        figures = ("loss", *self.figures)
+        if metric not in (None, *figures):
+            raise InputError(f"--metric_for_best_model {metric}: {self.name} has {', '.join(figures)}")
+
+
+_ENTAILMENT = Classification({"entailment": "entailment", "not_entailment": "not_entailment"})
 
 TASKS = {
     task.name: task
@@ -87,18 +81,18 @@ TASKS = {
         Task(
             "CoLA",
             ("sentence",),
-            {"0": "unacceptable", "1": "acceptable"},
+            Classification({"0": "unacceptable", "1": "acceptable"}),
             "mcc",
             figures=("accuracy", "mcc"),
             test_rows=(1063,),
             filler=("1",),
             headerless=("source", "label", "star", "sentence"),
         ),
-        Task("SST-2", ("sentence",), {"0": "negative", "1": "positive"}, test_rows=(1821,), filler=("1",)),
+        Task("SST-2", ("sentence",), Classification({"0": "negative", "1": "positive"}), test_rows=(1821,), filler=("1",)),
         Task(
             "MRPC",
             ("#1 String", "#2 String"),
-            {"0": "not_equivalent", "1": "equivalent"},
+            Classification({"0": "not_equivalent", "1": "equivalent"}),
             "f1",
             "Quality",
             figures=("accuracy", "f1"),
@@ -108,18 +102,17 @@ TASKS = {
         Task(
             "STS-B",
             ("sentence1", "sentence2"),
-            {},
+            Regression(0, 5),
             "spearman",
             "score",
-            figures=REGRESSION_FIGURES,
-            score_range=(0, 5),
+            figures=Regression.own_figures,
             test_rows=(1379,),
             filler=("2.000", "3.000"),
         ),
         Task(
             "QQP",
             ("question1", "question2"),
-            {"0": "not_duplicate", "1": "duplicate"},
+            Classification({"0": "not_duplicate", "1": "duplicate"}),
             "f1",
             "is_duplicate",
             figures=("accuracy", "f1"),
@@ -131,7 +124,7 @@ TASKS = {
         Task(
             "MNLI",
             ("sentence1", "sentence2"),
-            {name: name for name in ("contradiction", "entailment", "neutral")},
+            Classification({name: name for name in ("contradiction", "entailment", "neutral")}),
             label_column="gold_label",
             dev={"matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
             test={
@@ -149,7 +142,7 @@ TASKS = {
         Task(
             "WNLI",
             ("sentence1", "sentence2"),
-            {"0": "not_entailment", "1": "entailment"},
+            Classification({"0": "not_entailment", "1": "entailment"}),
             test_rows=(146,),
             filler=("0",),
         ),

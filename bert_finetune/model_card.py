@@ -74,8 +74,7 @@ def name_in_card(folder: Path, name: str) -> None:
 
 
 def _subject(task: Task) -> str:
-    classes = ", ".join(task.class_names[:8]) + (", ..." if task.num_labels > 8 else "")
-    return f"{task.name} ({classes or 'a score'})" if task.name != "custom" else classes or "a score"
+    return task.kind.subject if task.name == "custom" else f"{task.name} ({task.kind.subject})"
 
 
 def _table(models: list[Measured]) -> list[str]:

@@ -43,16 +43,6 @@ def filled(name: str) -> bytes:
     return as_file(itertools.islice(itertools.cycle(task.filler), rows)).encode()
 
 
-def fits(task: Task, prediction: str) -> bool:
-    """Whether the server knows `prediction`: one of the task's labels as its files write them, or a number in 0..5."""
-    if not task.is_regression:
-        return prediction in task.labels
-    try:
-        return 0 <= float(prediction) <= 5  # false for NaN
-    except ValueError:
-        return False
-
-
 def problems(name: str, content: bytes) -> Iterator[str]:
     """What is wrong with the content of the file `name`, from its first line to its last."""
     task, count = FILES[name]
@@ -67,9 +57,8 @@ def problems(name: str, content: bytes) -> Iterator[str]:
             yield f"line {index + 2}: {row[:60]!r} is not an index, a tab and a prediction"
         elif number != str(index):
             yield f"line {index + 2}: index {number[:60]!r} instead of {index}"
-        elif not fits(task, prediction[0]):
-            allowed = "a number from 0 to 5" if task.is_regression else f"one of {', '.join(task.labels)}"
-            yield f"line {index + 2}: {prediction[0][:60]!r} is not {allowed}"
+        elif not task.kind.accepts(prediction[0]):
+            yield f"line {index + 2}: {prediction[0][:60]!r} is not {task.kind.allowed}"
 
 
 def first_problems(contents: dict[str, bytes], where: dict[str, str | Path]) -> list[str]:

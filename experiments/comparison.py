@@ -117,8 +117,8 @@ def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], res
     resampled = {}
     if answers:
         first, labels = next(iter(answers.values()))
-        constants = (np.tile(one, (len(labels), 1)) for one in np.eye(first.shape[-1]))
-        comparison.constant[figure] = 100 * max(figure.of(constant, labels) for constant in constants)
+        kind, metric = figure.task.kind, figure.task.metric
+        comparison.constant[figure] = 100 * kind.constant_figure(metric, labels, first.shape[-1])
     if comparison.baseline and answers:
         logits = [logits for logits, _ in answers.values()]
         resampled = dict(zip(answers, resampled_figures(figure.task, logits, labels, resamples), strict=True))

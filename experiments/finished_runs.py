@@ -16,12 +16,14 @@ from safetensors import safe_open
 from bert_emd.recipes import AUTHORS_CHOOSE_BY
 from bert_finetune.errors import InputError, reading
 from bert_finetune.files import read_json
-from bert_finetune.glue import REGRESSION_FIGURES, TASKS, Task, get_task
-from bert_finetune.metrics import compute_metrics
+from bert_finetune.glue import TASKS, Task, get_task
+from bert_finetune.task_kinds import Classification, Regression
 
-# The task of files of the user's own, of which a run keeps no more than this.
-_CUSTOM = Task("custom", (), {"a class": "a class"}, figures=("accuracy", "macro_f1", "mcc"))
-_CUSTOM_SCORE = Task("custom", (), {}, "spearman", figures=REGRESSION_FIGURES)
+# The task of files of the user's own, of which a run keeps no more than this; the first whose figure a run has.
+_CUSTOM = [
+    Task("custom", (), kind, kind.own_metric, figures=kind.own_figures)
+    for kind in (Classification({"a class": "a class"}), Regression())
+]
 
 # How the published code names figures in eval_results.txt.
 _OLDER_NAMES = {
@@ -65,7 +67,7 @@ class Figure:
         return "_".join(filter(None, ("eval", self.split, self.task.metric)))
 
     def of(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        return compute_metrics(self.task, logits, labels)[self.task.metric]
+        return self.task.measure(logits, labels)[self.task.metric]
 
 
 def figures_of(task: Task) -> list[Figure]:
@@ -122,8 +124,8 @@ class Run:
         prefix = f"{figure.split}/" if figure.split else ""
         with reading(str(path)), np.load(path, allow_pickle=False) as arrays:
             logits, labels = (np.asarray(arrays[prefix + name], dtype=float) for name in ("logits", "labels"))
-            expected = labels if figure.task.is_regression else range(logits.shape[-1])
-            if not (0 < len(labels) == len(logits) and np.isfinite(logits).all() and np.isin(labels, expected).all()):
+            whole = 0 < len(labels) == len(logits) and np.isfinite(logits).all()
+            if not (whole and figure.task.kind.could_be(logits, labels)):
                 raise InputError(f"{path}: does not hold logits and a label for each dev example")
             found, told = figure.of(logits, labels), self.figure(figure)
         if told is not None and abs(found - told) > _TOLERANCE:
@@ -298,7 +300,7 @@ def _task_in(parts: tuple[str, ...]) -> str | None:
 
 def _task(name: str | None, results: dict, folder: Path) -> Task:
     if name == "custom":
-        return _CUSTOM_SCORE if "eval_spearman" in results else _CUSTOM
+        return next((task for task in _CUSTOM if task.best_metric in results), _CUSTOM[0])
     if name is None:
         raise InputError(f"{folder}: neither its eval_results nor its path says which task it is")
     try:

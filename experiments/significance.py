@@ -8,7 +8,6 @@ from scipy.sparse import csr_array
 from scipy.stats import ttest_rel
 
 from bert_finetune.glue import Task
-from bert_finetune.metrics import predictions_from_logits
 
 RESAMPLES = 2000
 # Every method of a task, and every call, sees the same resampled examples.
@@ -55,11 +54,7 @@ def resampled_figures(
 
     A resample draws as many examples as there are, with replacement; all runs get the same ones.
     """
-    predictions = [predictions_from_logits(task, run) for run in logits]
-    measures = [
-        _correlations(task.metric, p, labels) if task.is_regression else _counts(task.metric, p, labels)
-        for p in predictions
-    ]
+    measures = [_measure(task, run, labels) for run in logits]
     return np.hstack([[measure(weights) for measure in measures] for weights in _resamples(len(labels), resamples)])
 
 
@@ -71,6 +66,24 @@ def _resamples(examples: int, resamples: int) -> Iterator[np.ndarray]:
         count = min(rows, resamples - start)
         drawn = generator.integers(examples, size=(count, examples)) + examples * np.arange(count)[:, None]
         yield np.bincount(drawn.ravel(), minlength=count * examples).reshape(count, examples).astype(float)
+
+
+def _measure(task: Task, logits: np.ndarray, labels: np.ndarray) -> Measure:
+    answers = task.kind.answers(logits)
+    for figures, make in ((_OF_CONFUSION, _counts), (_OF_RANKS, _correlations)):
+        if task.metric in figures and answers.ndim == 1:
+            return make(task.metric, answers, labels)
+    return _measured_anew(task, logits, labels)
+
+
+def _measured_anew(task: Task, logits: np.ndarray, labels: np.ndarray) -> Measure:
+    """Any figure, slowly: measured for each resample by itself."""
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        drawn = [np.repeat(np.arange(len(labels)), counts.astype(int)) for counts in weights]
+        return np.array([task.measure(logits[rows], labels[rows])[task.metric] for rows in drawn])
+
+    return measure
 
 
 def _counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Measure:
@@ -113,7 +126,7 @@ _OF_CONFUSION = {
 
 def _correlations(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Measure:
     """Pearson's and Spearman's correlation, or their mean."""
-    kinds = [_KINDS[name](predictions, labels) for name in (("pearson", "spearman") if metric == "corr" else (metric,))]
+    kinds = [kind(predictions, labels) for kind in _OF_RANKS[metric]]
     return lambda weights: np.mean([kind(weights) for kind in kinds], axis=0)
 
 
@@ -139,7 +152,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> Measure:
     return spearman
 
 
-_KINDS = {"pearson": _pearson, "spearman": _spearman}
+_OF_RANKS = {"pearson": (_pearson,), "spearman": (_spearman,), "corr": (_pearson, _spearman)}
 
 
 def _ranks(values: np.ndarray) -> Measure:

@@ -40,7 +40,7 @@ def weights_csv(out):
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_task(task, glue_dir, tmp_path):
-    teacher = save_bert(tmp_path / "teacher", TASKS[task].class_names or ["score"])
+    teacher = save_bert(tmp_path / "teacher", TASKS[task].kind.output_names)
     out = tmp_path / "out"
     run(*command(teacher, glue_dir, out, "--do_train", "--do_predict", task=task))
     found = results(out)
@@ -50,7 +50,7 @@ def test_every_task(task, glue_dir, tmp_path):
         assert entry[f"{name}_loss"] > 0
     model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.num_hidden_layers == 2
-    assert list(model.config.id2label.values()) == (TASKS[task].class_names or ["score"])
+    assert list(model.config.id2label.values()) == (TASKS[task].kind.output_names)
     for name in TASKS[task].submission.values():
         assert len((out / name).read_text().splitlines()) == 1 + 6
 
@@ -73,7 +73,7 @@ def test_outputs(teacher, glue_dir, tmp_path, capsys):
     assert json.loads((out / "args.json").read_text())["options"]["beta"] == 0.005
     assert list((out / "runs").rglob("events.out.tfevents.*"))
     answer = pipeline("text-classification", model=str(out))({"text": "the cat runs", "text_pair": "the dog sings"})
-    assert answer["label"] in TASKS["RTE"].class_names
+    assert answer["label"] in TASKS["RTE"].kind.output_names
 
 
 def test_a_narrower_student_with_its_own_checkpoint(teacher, small_student, glue_dir, tmp_path):
@@ -131,7 +131,7 @@ def test_variants_run(options, losses, teacher, glue_dir, tmp_path):
 def test_layers_learn_from_those_that_are_printed(mapping, layers, pairs, teacher, glue_dir, tmp_path, capsys):
     out, student = tmp_path / "out", ("--student_layers", layers)
     if int(layers) > 4:
-        names = TASKS["RTE"].class_names
+        names = TASKS["RTE"].kind.output_names
         student = ("--student_model", save_bert(tmp_path / "student", names, num_hidden_layers=int(layers)))
     run(*command(teacher, glue_dir, out, "--layer_mapping", mapping, "--max_steps", 2, student=student))
     printed = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_layers_learn_from_those_that_are_printed(mapping, layers, pairs, teache
 
 
 def test_plain_fine_tuning_is_that_of_run_glue(teacher, glue_dir, tmp_path):
-    student = save_bert(tmp_path / "student", TASKS["RTE"].class_names, num_hidden_layers=2)
+    student = save_bert(tmp_path / "student", TASKS["RTE"].kind.output_names, num_hidden_layers=2)
     same = ["--learning_rate", "1e-3", "--max_steps", 3, "--logging_steps", 1, "--bf16", "False", "--seed", 5]
     plain = ["--layer_mapping", "none", "--alpha", 0]
     run(*command(teacher, glue_dir, tmp_path / "ours", *same, *plain, student=("--student_model", student)))
@@ -199,7 +199,7 @@ def test_recipe_values_give_way_to_the_command_line(teacher, glue_dir, tmp_path)
 
 @pytest.mark.parametrize(("recipe", "cost_attention"), [("authors-2022", "normalize"), ("authors-2020", "softmax2")])
 def test_authors_recipes(recipe, cost_attention, small_student, glue_dir, tmp_path, capsys):
-    out, teacher = tmp_path / "out", save_bert(tmp_path / "teacher", TASKS["MRPC"].class_names)
+    out, teacher = tmp_path / "out", save_bert(tmp_path / "teacher", TASKS["MRPC"].kind.output_names)
     options = ["--recipe", recipe, "--max_steps", 3, "--train_batch_size", 9]
     run(*command(teacher, glue_dir, out, *options, task="MRPC", student=("--student_model", small_student)))
     printed = capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_fine_tuned_model_and_several_dev_sets(pretrained, glue_dir, tmp_path):
 
 
 def test_students_without_layer_losses_have_no_picture(tmp_path, glue_dir):
-    teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].class_names)
+    teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].kind.output_names)
     task = ["--task_name", "RTE", "--data_dir", glue_dir]
     for more, said in (
         (["--layer_mapping", "none", "--alpha", 0], f"Fine-tuned from `{teacher}`. `{teacher}` took no part"),
@@ -78,7 +78,7 @@ def test_students_without_layer_losses_have_no_picture(tmp_path, glue_dir):
 
 
 def test_figures_are_of_the_saved_model(tmp_path, glue_dir):
-    teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].class_names)
+    teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].kind.output_names)
     task = ["--task_name", "RTE", "--data_dir", glue_dir, "--head", "relu", "--bf16"]
     out = tmp_path / "out"
     run(distil, "--teacher_model", teacher, "--student_layers", 2, *task, *quick(out), "--layer_mapping", "uniform")

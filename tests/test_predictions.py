@@ -36,7 +36,7 @@ def classifier(tmp_path_factory):
     def get(task):
         path = folder / task.name
         if not path.exists():
-            save_bert(path, task.class_names or ["score"], initializer_range=0.5)
+            save_bert(path, task.kind.output_names, initializer_range=0.5)
             model = AutoModelForSequenceClassification.from_pretrained(path)
             rng, single = random.Random(0), len(task.columns) == 1
             texts = [[sentence(rng)] if single else [sentence(rng), sentence(rng)] for _ in range(20)]

@@ -48,7 +48,7 @@ def test_every_task_trains_with_the_seed_document_s_command(task, pretrained, gl
             name, prefix = (f"{split}/", f"{split}_") if len(TASKS[task].dev) > 1 else ("", "")
             logits, labels = kept[f"{name}logits"], kept[f"{name}labels"]
             assert list(labels) == list(load_split(TASKS[task], glue_dir / task / file, "dev")["label"])
-            for figure, value in compute_metrics(TASKS[task], logits, labels).items():
+            for figure, value in TASKS[task].measure(logits, labels).items():
                 assert value == pytest.approx(results[f"eval_{prefix}{figure}"], abs=1e-6)
     for name in TASKS[task].submission.values():
         assert len((out / name).read_text().splitlines()) == 1 + 6
@@ -107,8 +107,8 @@ def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
     dev = load_split(TASKS[task], data / "dev.tsv", "dev")
     kind = "none" if task == "STS-B" else "softmax"
     classify = pipeline("text-classification", model=str(out), function_to_apply=kind, top_k=None)
-    names = TASKS[task].class_names or ["score"]
+    names = TASKS[task].kind.output_names
     answers = classify([{"text": row["text_a"], "text_pair": row["text_b"]} for row in dev])
     scores = np.array([[{a["label"]: a["score"] for a in answer}[name] for name in names] for answer in answers])
-    for name, value in compute_metrics(TASKS[task], scores, np.array(dev["label"])).items():
+    for name, value in TASKS[task].measure(scores, np.array(dev["label"])).items():
         assert results[f"eval_{name}"] == pytest.approx(value, abs=1e-4)
