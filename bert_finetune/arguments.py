@@ -1,17 +1,21 @@
-"""The command line that both training scripts share."""
+"""The command line that both training scripts share. Nothing here imports torch before all options are known to be
+right, so that --help and a mistyped option are answered at once."""
 
 import functools
-from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+import sys
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
-from transformers.hf_argparser import HfArg
+from transformers.hf_argparser import HfArg, HfArgumentParser
 
-from bert_finetune.custom_task import custom_task
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task, get_task
+from bert_finetune.trainer_options import trainer_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass
@@ -74,13 +78,15 @@ class TaskArguments:
         """GLUE's name for the task, or "custom"."""
         return get_task(self.task_name).name if self.task_name else "custom"
 
-    def load_task(self, model: PreTrainedConfig, fine_tuned: bool, splits: list[str]) -> Task:
+    def load_task(self, model: "PreTrainedConfig", fine_tuned: bool, splits: list[str]) -> Task:
         """The task; what the user's own files say of it is found with the help of the model it is for, and printed.
 
         `splits`: which of "train", "dev" and "test" the run reads. Raises InputError where there is no file for one.
         """
         if self.task_name:
             return get_task(self.task_name)
+        from bert_finetune.custom_task import custom_task
+
         for split, option in (("train", "--train_file"), ("dev", "--validation_file"), ("test", "--test_file")):
             if split in splits and split not in self._own_files:
                 raise InputError(f"{option} is missing")
@@ -103,12 +109,18 @@ class TaskArguments:
 
 
 @dataclass
-class RunArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with this project's defaults, and the option names of the BERT-EMD scripts.
+class RunOptions:
+    """What this project says about options of transformers' `TrainingArguments`: its own defaults, the option names of
+    the BERT-EMD scripts, and a few more. `bert_finetune.run_arguments.RunArguments` has them and all the others.
 
     A run evaluates on the dev set and saves a checkpoint at the end of each epoch, or every `eval_steps` steps, and
     ends with the checkpoint that was best by the task's GLUE metric.
     """
+
+    output_dir: str = HfArg(default="trainer_output", help="Folder of the run: model, results, checkpoints.")
+    do_train: bool = HfArg(default=False, help="Train.")
+    do_eval: bool = HfArg(default=False, help="Evaluate on the dev set; after training that is done anyway.")
+    do_predict: bool = HfArg(default=False, help="Write predictions for the test set, as the GLUE server wants them.")
 
     per_device_train_batch_size: int = HfArg(
         default=32, aliases=["--per_gpu_train_batch_size", "--train_batch_size"], help="Training batch per device."
@@ -174,8 +186,10 @@ class RunArguments(TrainingArguments):
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the run that --output_dir already holds.")
     report_to: str | None = HfArg(default="tensorboard", help="Where to log: tensorboard, wandb, ..., or none.")
     logging_steps: float = HfArg(default=50, help="Log the losses every so many steps.")
-    dataloader_pin_memory: bool = HfArg(
-        default=torch.cuda.is_available(), help="Pin batches in host memory, which speeds up the copy to a GPU."
+    dataloader_pin_memory: bool | None = HfArg(
+        default=None,
+        metadata={"nargs": "?", "const": True},
+        help="Pin batches in host memory, which speeds up the copy to a GPU; left out, where there is one.",
     )
     push_to_hub: bool = HfArg(
         default=False,
@@ -191,45 +205,6 @@ class RunArguments(TrainingArguments):
     logging_nan_inf_filter: bool = HfArg(default=False, help="Leave NaN losses out of the log; here they end the run.")
     remove_unused_columns: bool = HfArg(default=False, help="Drop data columns that the model does not take.")
 
-    def __post_init__(self):
-        stepwise = self.evaluate_during_training or self.eval_steps or self.save_steps
-        default = "steps" if stepwise else "epoch"
-        # Left out, each of the two follows the other, so that every evaluation has its checkpoint.
-        if self.eval_strategy is None:
-            self.eval_strategy = self.save_strategy if self.save_strategy in ("steps", "epoch") else default
-        if self.save_strategy is None:
-            self.save_strategy = default if self.eval_strategy == "no" else self.eval_strategy
-        self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
-        if "no" in (self.eval_strategy, self.save_strategy):
-            self.load_best_model_at_end = False
-        for option, value in (
-            ("train_batch_size", self.per_device_train_batch_size),
-            ("eval_batch_size", self.per_device_eval_batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-        ):
-            if value < 1:
-                raise ValueError(f"--{option} {value}: must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed {self.seed}: must be from 0 to 4294967295")
-        if self.hub_token is not None:
-            raise ValueError("--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN instead")
-        if self.hub_strategy != "end":
-            raise ValueError(f"--hub_strategy {self.hub_strategy}: only the finished folder is sent; leave it out")
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("--push_to_hub: under which name? Give --hub_model_id")
-        # Without it, TrainingArguments refuses --bf16 where there is no GPU.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        # TrainingArguments would fill in both by itself; here they are what the user asked for.
-        asked = self.do_eval, self.metric_for_best_model
-        super().__post_init__()
-        self.do_eval, self.metric_for_best_model = asked
-
-    @property
-    def splits(self) -> list[str]:
-        """What the run reads, of "train", "dev" and "test"."""
-        needed = {"train": self.do_train, "dev": self.do_train or self.do_eval, "test": self.do_predict}
-        return [split for split, reads in needed.items() if reads]
-
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """`--help` with the defaults, those of `found` (name -> where it comes from) in words; None says nothing."""
@@ -244,34 +219,77 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class Parser(HfArgumentParser):
-    """An argparse parser over dataclasses whose complaints are `InputError`s: one line, exit code 2.
-
-    Options must be written out: a prefix that happens to fit is an error. `found`: in words, for `--help`, the defaults
-    that the script finds only once it knows other options.
-    """
-
-    def __init__(self, *dataclasses: type, description: str, found: dict[str, str] | None = None):
-        formatter = functools.partial(_HelpFormatter, found=found or {})
-        super().__init__(
-            dataclasses,
-            description=description,
-            usage="%(prog)s [options]",
-            allow_abbrev=False,
-            formatter_class=formatter,
-        )
-
+class _ArgumentParser(HfArgumentParser):
     def error(self, message: str):
         raise InputError(f"{message}; see --help")
 
-    def parse(self, argv: list[str] | None) -> tuple:
-        """The dataclasses, filled from `argv` (None: from the command line)."""
+    def dataclasses(self, argv: list[str]) -> tuple:
+        """The dataclasses, filled from `argv`."""
         try:
-            *arguments, unknown = self.parse_args_into_dataclasses(
-                argv, return_remaining_strings=True, look_for_args_file=False
-            )
-        except (ValueError, ImportError) as error:  # what TrainingArguments raises on values that do not go together
-            raise InputError(" ".join(str(error).split())) from None
+            filled = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        # What TrainingArguments raises on values that do not go together, or need a package that is not there.
+        except (ValueError, ImportError) as error:
+            raise InputError(" ".join(str(error).split())) from error
+        *arguments, unknown = filled
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return tuple(arguments)
+
+
+class Parser:
+    """The options of a training script: some dataclasses of its own, `RunOptions`, and the rest of
+    `TrainingArguments`.
+
+    Complaints are `InputError`s: one line, exit code 2. Options must be written out: a prefix that happens to fit is an
+    error. `found`: in words, for `--help`, the defaults that the script finds only once it knows other options.
+    """
+
+    def __init__(self, *dataclasses: type, description: str, found: dict[str, str] | None = None):
+        self._dataclasses = dataclasses
+        self._settings = {
+            "description": description,
+            "usage": "%(prog)s [options]",
+            "allow_abbrev": False,
+            "formatter_class": functools.partial(_HelpFormatter, found=found or {}),
+        }
+        self._defaults = {}
+
+    def look(self, argv: list[str] | None) -> tuple:
+        """The script's dataclasses and `RunOptions`, filled from `argv` (None: from the command line), before anything
+        heavy is imported. Answers --help; raises InputError for options that are not there."""
+        argv = sys.argv[1:] if argv is None else argv
+        # The values of the Trainer's other options are looked at later.
+        return self._light.dataclasses(argv)[: len(self._dataclasses) + 1]
+
+    def set_defaults(self, **defaults) -> None:
+        """Other defaults for what `parse` will read."""
+        self._defaults |= defaults
+
+    def parse(self, argv: list[str] | None) -> tuple:
+        """The script's dataclasses and `RunArguments`, filled from `argv` (None: from the command line)."""
+        self.look(argv)
+        parser = self.full()
+        parser.set_defaults(**self._defaults)
+        return parser.dataclasses(sys.argv[1:] if argv is None else argv)
+
+    def full(self) -> _ArgumentParser:
+        """The argparse parser of all options."""
+        from bert_finetune.run_arguments import RunArguments
+
+        return _ArgumentParser([*self._dataclasses, RunArguments], **self._settings)
+
+    @functools.cached_property
+    def _light(self) -> _ArgumentParser:
+        parser = _ArgumentParser([*self._dataclasses, RunOptions], **self._settings)
+        known = {action.dest for action in parser._actions}
+        for option in trainer_options():
+            if option.name in known:
+                continue
+            spellings = [f"--{option.name}", f"--{option.name.replace('_', '-')}"]
+            number = {"type": option.type} if option.type else {"nargs": "*"}
+            told = option.help.replace("%", "%%") + f" (default: {option.default})" * (option.default != "None")
+            parser.add_argument(*dict.fromkeys(spellings), help=told, **number)
+            if option.switch:
+                off = [f"--no_{option.name}", f"--no-{option.name.replace('_', '-')}"]
+                parser.add_argument(*off, action="store_false", dest=option.name, help=SUPPRESS)
+        return parser

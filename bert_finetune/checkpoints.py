@@ -23,7 +23,7 @@ from transformers.utils import cached_file, logging
 
 from bert_finetune.errors import InputError, loading_reason, writing
 from bert_finetune.glue import Task
-from bert_finetune.hub import hub_options, hub_reason
+from bert_finetune.hub import HUB_FAILURES, hub_options, hub_reason
 
 
 def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
@@ -150,7 +150,7 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save for `from_pretrained`, each file complete or not there: written aside, then renamed into `folder`."""
     folder = Path(folder)
-    with writing(folder, Exception):  # safetensors, torch and tokenizers: each raises its own
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
         try:
@@ -169,9 +169,14 @@ def _from_pretrained(kind: type, name_or_path: str, option: str, loader: str = "
     part = ", its tokenizer" if kind is AutoTokenizer else ""
     try:
         options = hub_options(name_or_path)
+    except HUB_FAILURES as error:
+        raise InputError(f"{option} {name_or_path}{part}: {_reason(error, name_or_path)}") from error
+    try:
         return getattr(kind, loader)(name_or_path, trust_remote_code=False, **options, **kwargs)
-    except Exception as error:  # a model from elsewhere can be wrong in any way
-        raise InputError(f"{option} {name_or_path}{part}: {_reason(error, name_or_path)}") from None
+    # Nothing of ours runs in there. transformers takes what a configuration says for right, so that one with a list for
+    # a number, say, shows as whatever that leads to.
+    except Exception as error:
+        raise InputError(f"{option} {name_or_path}{part}: {_reason(error, name_or_path)}") from error
 
 
 def _reason(error: Exception, name_or_path: str) -> str:

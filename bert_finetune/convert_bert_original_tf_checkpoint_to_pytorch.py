@@ -85,7 +85,7 @@ def read_config(path: Path) -> tuple[BertConfig, bool | None, list[str]]:
     try:
         fields = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+        raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path}: not a JSON object")
     lower_case = fields.pop("do_lower_case", None)
@@ -111,7 +111,7 @@ def read_vocabulary(path: Path, size: int) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}") from None
+        raise InputError(f"{path}: not UTF-8: {error}") from error
     if len(lines) != size:
         raise InputError(
             f"{path}: {len(lines)} lines, but 'vocab_size' of the configuration is {size}; they must agree"

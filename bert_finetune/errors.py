@@ -1,12 +1,22 @@
-"""How every script reports what went wrong outside it: one line on stderr and exit code 2 (130 when interrupted)."""
+"""How every script reports what went wrong outside it: one line on stderr and exit code 2 (130 when interrupted).
+
+What the user gave and cannot be used is an `InputError`, its cause chained; BERT_EMD_DEBUG=1 shows that with its
+traceback. What is wrong in this project itself is neither caught nor renamed: it keeps its traceback.
+"""
 
 import argparse
 import functools
 import os
+import pickle
 import sys
 import threading
+import traceback
+import zipfile
+import zlib
 from contextlib import contextmanager
 from typing import NoReturn
+
+from safetensors import SafetensorError
 
 
 class InputError(Exception):
@@ -14,6 +24,21 @@ class InputError(Exception):
 
     The message is all the user sees, so it names the file and line, or the option, and what to do.
     """
+
+
+# What Python's and the libraries' readers raise when they meet a damaged file: json, toml and Unicode (ValueError),
+# zip and npz, pickles, safetensors, torch (RuntimeError).
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SafetensorError,
+)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,10 +61,12 @@ def reports_input_errors(main):
         try:
             return main(*args, **kwargs)
         except InputError as error:
+            _show_in_debugging(error)
             code, line = 2, f"error: {error}"
         except OSError as error:
             if error.filename is None:
                 raise
+            _show_in_debugging(error)
             code, line = 2, f"error: {os.fsdecode(error.filename)}: {error.strerror}"
         except KeyboardInterrupt as interrupt:
             code, line = 130, "; ".join(["interrupted", *map(str, interrupt.args)])
@@ -51,6 +78,11 @@ def reports_input_errors(main):
     return wrapper
 
 
+def _show_in_debugging(error: Exception) -> None:
+    if os.environ.get("BERT_EMD_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+
+
 def _show_unless_of_a_file(raised: threading.ExceptHookArgs) -> None:
     """A library's own thread that cannot write a log: the main thread comes to the same error, and reports it."""
     if not issubclass(raised.exc_type, OSError):
@@ -58,35 +90,42 @@ def _show_unless_of_a_file(raised: threading.ExceptHookArgs) -> None:
 
 
 @contextmanager
-def reading(what: str):
-    """Around a library's loading of what the user named: damage shows as whatever it meets first, here an `InputError`
-    that names it."""
+def reading(what: str, *more: type[Exception]):
+    """Around the reading of what the user named: damage becomes an `InputError` that names it.
+
+    `more`: what a library raises for damage beside `DAMAGE`.
+    """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{what}: {loading_reason(error)}") from None
+    except (*DAMAGE, *more) as error:
+        raise InputError(f"{what}: {loading_reason(error)}") from error
 
 
 _CANNOT = "cannot be written: "
 
 
 @contextmanager
-def writing(path: str | os.PathLike, *more: type[Exception]):
+def writing(path: str | os.PathLike):
     """Around the writing of `path`: a failure becomes an `OSError` that names it.
 
-    A write to a full disk names no file. `more`: what a library raises in place of an `OSError`.
+    A write to a full disk names no file, and some libraries raise no OSError for it.
     """
     try:
         yield
-    except InputError:
-        raise
-    except (OSError, *more) as error:
-        if isinstance(error, OSError) and str(error.strerror).startswith(_CANNOT):
-            raise  # a file inside that has been named already
+    except Exception as error:
+        if not _is_of_writing(error) or str(getattr(error, "strerror", "")).startswith(_CANNOT):
+            raise  # not about writing, or about a file inside that has been named already
         code = getattr(error, "errno", None)
         raise OSError(code, f"{_CANNOT}{reason(error)}", os.fspath(path)) from error
+
+
+def _is_of_writing(error: Exception) -> bool:
+    if isinstance(error, OSError | SafetensorError):
+        return True
+    # torch.save raises a RuntimeError, out of its zip writer; tokenizers a plain Exception.
+    return (isinstance(error, RuntimeError) and "inline_container" in str(error)) or type(error) is Exception
 
 
 def loading_reason(error: Exception) -> str:

@@ -88,7 +88,9 @@ TASKS = {
             filler=("1",),
             headerless=("source", "label", "star", "sentence"),
         ),
-        Task("SST-2", ("sentence",), Classification({"0": "negative", "1": "positive"}), test_rows=(1821,), filler=("1",)),
+        Task(
+            "SST-2", ("sentence",), Classification({"0": "negative", "1": "positive"}), test_rows=(1821,), filler=("1",)
+        ),
         Task(
             "MRPC",
             ("#1 String", "#2 String"),

@@ -24,6 +24,10 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 CONFIG = "config.json"
 
+# What the hub's client raises when the hub cannot be reached, refuses, or answers as no hub does: most of its errors are
+# of these kinds, its own and those of the HTTP library under it.
+HUB_FAILURES = (HTTPError, HfHubHTTPError, OSError, ValueError, RuntimeError)
+
 # What an error means, the first that fits. {hub}: its address, {cache}: the folder of all models fetched.
 REASONS = (
     (GatedRepoError, "is gated: ask for access at {hub}/{name} and set HF_TOKEN to a token of yours"),
@@ -74,7 +78,7 @@ def _options(name: str) -> dict:
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG))  # gives up early, where the next line tries for minutes
         return {"revision": Path(hf_hub_download(name, CONFIG)).parent.name}
-    except Exception as error:  # whatever keeps the hub from telling
+    except HUB_FAILURES as error:
         cached = try_to_load_from_cache(name, CONFIG)
         if not isinstance(cached, str):
             raise

@@ -16,7 +16,7 @@ _MARK = "<!-- written at the end of a run; a README.md without this line is left
 
 
 @dataclass(frozen=True)
-class Measured:
+class CardRow:
     """A row of the card's table: a model, its dev figures (as the trainer names them), its footprint."""
 
     name: str
@@ -26,7 +26,7 @@ class Measured:
 
 
 def write_model_card(
-    folder: str | Path, task: Task, origin: str, models: list[Measured], conditions: str, picture: str | None = None
+    folder: str | Path, task: Task, origin: str, models: list[CardRow], conditions: str, picture: str | None = None
 ) -> None:
     """Write `folder`/README.md, unless the user has put one there.
 
@@ -77,17 +77,17 @@ def _subject(task: Task) -> str:
     return task.kind.subject if task.name == "custom" else f"{task.name} ({task.kind.subject})"
 
 
-def _table(models: list[Measured]) -> list[str]:
+def _table(models: list[CardRow]) -> list[str]:
     figures = [key for key in models[-1].figures if key.startswith("eval_") and not key.endswith("loss")]
     header = ["model", *(key.removeprefix("eval_") for key in figures)]
     header += ["layers x width", "parameters", "weights", "a sentence", "speed-up"]
     rows = [header, ["---"] * len(header)]
-    for measured in models:
-        config, cost = measured.model.config, measured.footprint
+    for row in models:
+        config, cost = row.model.config, row.footprint
         rows.append(
             [
-                measured.name,
-                *(f"{measured.figures[key]:.4f}" for key in figures),
+                row.name,
+                *(f"{row.figures[key]:.4f}" for key in figures),
                 f"{config.num_hidden_layers} x {config.hidden_size}",
                 f"{cost.parameters / 1e6:.1f}M",
                 f"{cost.megabytes:.1f} MB",

@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder beside the model, and how to find out what is there already."""
+"""A run's output folder: what of it is a run's, whether it may be written, what to go on from, and `args.json`."""
 
 import datetime
 import importlib.metadata
@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from bert_finetune.errors import InputError
-from bert_finetune.files import write_atomically, write_json
+from bert_finetune.files import write_json
 from bert_finetune.glue import TASKS
 from bert_finetune.hub import commits_used
 
@@ -87,7 +87,7 @@ def start_output_dir(args: TrainingArguments) -> str | None:
                 remove_incomplete(folder.glob("checkpoint-*"))
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from None
+            raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from error
     return last_checkpoint(folder) if resume == "last" else resume
 
 
@@ -149,10 +149,3 @@ def write_run_description(args: TrainingArguments, *more) -> None:
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         },
     )
-
-
-def write_eval_results(output_dir: str | Path, results: dict, history: list[dict]) -> None:
-    """`eval_results.json` with the history, and `eval_results.txt` with a `key = value` line for each figure."""
-    folder = Path(output_dir)
-    write_json(folder / "eval_results.json", results | {"history": history})
-    write_atomically(folder / "eval_results.txt", "".join(f"{key} = {value}\n" for key, value in results.items()))

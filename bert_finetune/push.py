@@ -4,11 +4,11 @@ from pathlib import Path
 
 from huggingface_hub import auth_check, create_branch, create_repo, model_info, upload_folder
 
-from bert_finetune.arguments import RunArguments
 from bert_finetune.errors import InputError
-from bert_finetune.hub import push_reason
+from bert_finetune.hub import HUB_FAILURES, push_reason
 from bert_finetune.model_card import name_in_card
 from bert_finetune.outputs import pushed_files
+from bert_finetune.run_arguments import RunArguments
 
 
 def open_repository(args: RunArguments, model: str | None) -> None:
@@ -31,8 +31,8 @@ def open_repository(args: RunArguments, model: str | None) -> None:
         if args.hub_revision:
             create_branch(name, branch=args.hub_revision, exist_ok=True)
         public = args.hub_private_repo and not model_info(name).private
-    except Exception as error:
-        raise InputError(f"--push_to_hub: {push_reason(error)}") from None
+    except HUB_FAILURES as error:
+        raise InputError(f"--push_to_hub: {push_reason(error)}") from error
     if public:
         raise InputError(f"--hub_private_repo: {name} is there already, and public")
     args.hub_model_id = name
@@ -53,7 +53,7 @@ def push(args: RunArguments) -> None:
             revision=args.hub_revision,
             commit_message="A finished run",
         )
-    except Exception as error:
+    except HUB_FAILURES as error:
         again = f"the model is in {folder}, and --do_eval --push_to_hub of that folder sends it"
-        raise InputError(f"--push_to_hub: {push_reason(error)}; {again}") from None
+        raise InputError(f"--push_to_hub: {push_reason(error)}; {again}") from error
     print(f"sent to {sent.commit_url}")

@@ -100,7 +100,7 @@ def read_csv(path: Path) -> Table:
                     "or a line end in it must stand in double quotes"
                 )
     except csv.Error as error:
-        raise InputError(f"{path}, line {start}: {error}") from None
+        raise InputError(f"{path}, line {start}: {error}") from error
     return Table(path, columns or (), rows, numbers)
 
 
@@ -113,7 +113,7 @@ def read_json_lines(path: Path) -> Table:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not JSON: {error}; there must be one object a line") from None
+            raise InputError(f"{path}, line {number}: not JSON: {error}; there must be one object a line") from error
         if not isinstance(value, dict):
             raise InputError(f"{path}, line {number}: not a JSON object; there must be one object a line")
         objects.append(value)
@@ -132,7 +132,7 @@ def read_parquet(path: Path) -> Table:
     try:
         columns = parquet.read_table(path).to_pydict()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
     rows = [
         [_text(value, f"{path}, row {number}", column) for column, value in zip(columns, row, strict=True)]
         for number, row in enumerate(zip(*columns.values(), strict=True), start=1)
@@ -153,8 +153,8 @@ def _text(value, place: str, column: str) -> str | None:
     if isinstance(value, bytes):
         try:
             return value.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"{place}: column {column!r} holds bytes that are not UTF-8 text") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place}: column {column!r} holds bytes that are not UTF-8 text") from error
     if isinstance(value, list | dict):
         raise InputError(f"{place}: column {column!r} holds a {type(value).__name__}, not a text or number")
     if isinstance(value, float):
@@ -167,10 +167,10 @@ def _text(value, place: str, column: str) -> str | None:
 def _check_readable(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -179,4 +179,4 @@ def _read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error

@@ -68,7 +68,7 @@ def _naming(path: Path, variable: str = ""):
     except (_Unreadable, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         advice = ": is the checkpoint complete?" if isinstance(error, FileNotFoundError) else ""
-        raise InputError(f"{path}: {variable}{reason}{advice}") from None
+        raise InputError(f"{path}: {variable}{reason}{advice}") from error
 
 
 # CRC-32C. A checksum is a polynomial over GF(2) modulo the Castagnoli polynomial, its bits reflected: bit 31 is x^0.
@@ -310,8 +310,8 @@ class TFCheckpoint:
     def _add(self, key: bytes, variable: Variable):
         try:
             name = key.decode()
-        except UnicodeDecodeError:
-            raise _damaged(f"the name {key!r} is not UTF-8") from None
+        except UnicodeDecodeError as error:
+            raise _damaged(f"the name {key!r} is not UTF-8") from error
         if variable.shard >= self.shards:
             raise _damaged(f"variable {name!r} is in shard {variable.shard} of {self.shards}")
         self.variables[name] = variable

@@ -1,0 +1,52 @@
+"""Fine-tuning, in its order of events: model and data, training, what is left of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import set_seed
+
+from bert_finetune.arguments import TaskArguments
+from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
+from bert_finetune.data import load_datasets
+from bert_finetune.errors import InputError
+from bert_finetune.finishing import Ending, finish, write_predictions
+from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.push import open_repository, push
+from bert_finetune.run_arguments import RunArguments
+from bert_finetune.training import TaskTrainer, check_batch
+
+if TYPE_CHECKING:
+    from bert_finetune.run_glue import ModelArguments
+
+
+def fine_tune(model_args: "ModelArguments", task_args: TaskArguments, args: RunArguments) -> None:
+    """Train, evaluate, predict: whatever of these is asked for."""
+    name, option = model_args.model_name_or_path, "--model_name_or_path"
+    if args.do_train or Path(args.output_dir).resolve() != Path(name).resolve():
+        check_output_dir(args, name)
+
+    open_repository(args, name)
+    config = load_config(name, option)
+    if model_args.model_type not in (None, config.model_type):
+        raise InputError(f"--model_type {model_args.model_type}: {name} is a {config.model_type}")
+    check_length(config, task_args.max_seq_length)
+    task = task_args.load_task(config, fine_tuned=not args.do_train, splits=args.splits)
+    task.check_metric(args.metric_for_best_model)
+    tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    if args.do_train:
+        check_batch(args, datasets.train)
+    set_seed(args.seed)  # a new head's weights are drawn here
+    model = load_classifier(name, task, option, fine_tuned=not args.do_train)
+
+    checkpoint = start_output_dir(args) if args.do_train else None
+    trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev)
+    if args.do_train:
+        write_run_description(args, model_args, task_args)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        finish(trainer, datasets.test, Ending(f"Fine-tuned from `{model.config.name_or_path}`."))
+    else:
+        if args.do_eval:
+            trainer.evaluate()
+        write_predictions(trainer, datasets.test)
+    push(args)

@@ -1,0 +1,137 @@
+"""What a finished run writes, and in which order: `finish`, with which every training script ends."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.hooks import RemovableHandle
+from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers.integrations import TensorBoardCallback
+
+from bert_finetune.checkpoints import save_classifier
+from bert_finetune.errors import writing
+from bert_finetune.files import replacing_file, write_atomically, write_json
+from bert_finetune.footprint import measure_models
+from bert_finetune.model_card import CardRow, write_model_card
+from bert_finetune.submission import as_file
+from bert_finetune.training import Measurement, TaskTrainer
+from bert_finetune.training_log import format_figures, history
+
+# Into the output folder goes what each of these writes; it returns the pictures (PNG) among that.
+Writer = Callable[[Path], list[Path]]
+
+
+@dataclass
+class Ending:
+    """What a script knows of its run at the end that the trainer does not.
+
+    origin: where the model comes from, a sentence of its card. compared: models for the card's table, above the run's
+    own: name, model, dev figures. figures: more results, for eval_results. writers: more files; the first picture of
+    all that they return goes into the card. hooks: on the model as it was trained, and not on the model that is saved;
+    without them it is measured once more.
+    """
+
+    origin: str
+    compared: Sequence[tuple[str, PreTrainedModel, dict[str, float]]] = ()
+    figures: dict[str, float] = field(default_factory=dict)
+    writers: Sequence[Writer] = ()
+    hooks: Sequence[RemovableHandle] = ()
+
+
+def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> None:
+    """Test predictions, the model (the best one, once `train` is through), its results, more files, the card.
+
+    All processes take part in measuring; the first one writes.
+    """
+    write_predictions(trainer, test)
+    measured = trainer.measure()
+    results = {"task": trainer.task.name, "global_step": trainer.saved_step, "train_seconds": trainer.train_seconds}
+    results |= measured.figures | ending.figures
+    saved = measured.figures
+    if ending.hooks:
+        for hook in ending.hooks:
+            hook.remove()
+        saved = trainer.measure().figures
+        results |= {f"own_head_{key}": value for key, value in saved.items()}
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(trainer.args.output_dir)
+    if ending.hooks:
+        print(f"figures are with a relu before the classifier; the saved model as it is: {format_figures(saved)}")
+    save_classifier(trainer.classifier, trainer.processing_class, folder)
+    write_eval_results(folder, results, history(trainer.state))
+    write_dev_predictions(folder, measured)
+    pictures = [picture for write in ending.writers for picture in write(folder)]
+    _show_in_tensorboard(trainer, pictures)
+    _write_card(trainer, ending, saved, pictures)
+    print(f"saved in {folder}, step {results['global_step']}  dev: {format_figures(results)}")
+
+
+def write_predictions(trainer: TaskTrainer, test: dict[str, Dataset]) -> None:
+    """Predict each test split and write it as the GLUE server wants it: `index<TAB>prediction` rows, one for each row of
+    the test file in its order.
+
+    A prediction is the label as GLUE's files write it (a class name for MNLI, QNLI and RTE, 0 or 1 elsewhere; for STS-B
+    a number kept within 0 and 5), for a task of the user's own the model's class name.
+    """
+    for split, dataset in test.items():
+        logits = trainer.predict(dataset, metric_key_prefix="test").predictions
+        if trainer.is_world_process_zero():
+            path = Path(trainer.args.output_dir) / trainer.task.submission[split]
+            write_atomically(path, as_file(trainer.task.kind.written(logits)))
+            print(f"{path}: {len(dataset)} predictions")
+
+
+def write_eval_results(folder: Path, results: dict, evaluations: list[dict]) -> None:
+    """`eval_results.json` with the history, and `eval_results.txt` with a `key = value` line for each figure."""
+    write_json(folder / "eval_results.json", results | {"history": evaluations})
+    write_atomically(folder / "eval_results.txt", "".join(f"{key} = {value}\n" for key, value in results.items()))
+
+
+def write_dev_predictions(folder: Path, measured: Measurement) -> None:
+    """`dev_predictions.npz`: `logits` (examples, outputs) and `labels` of the finished model, in the order of the dev
+    file; with several dev sets (MNLI) each name after that of its set, `matched/logits`."""
+    arrays = {}
+    for split, (logits, labels) in measured.answers.items():
+        place = f"{split}/" if len(measured.answers) > 1 else ""
+        arrays |= {f"{place}logits": logits, f"{place}labels": labels}
+    with replacing_file(folder / "dev_predictions.npz") as aside:
+        np.savez(aside, **arrays)
+
+
+def _show_in_tensorboard(trainer: TaskTrainer, pictures: list[Path]) -> None:
+    """Put PNG files into the run's TensorBoard log, where it keeps one, each named after its file."""
+    if not pictures:
+        return
+    from matplotlib.image import imread
+    from tensorboardX import SummaryWriter
+
+    # The Trainer closes its own events file when training ends; another one in its folder is read with it.
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir:
+            with writing(Path(trainer.args.output_dir, "runs")), SummaryWriter(log_dir=callback.logging_dir) as log:
+                for path in pictures:
+                    log.add_image(path.stem, imread(path), trainer.state.global_step, dataformats="HWC")
+
+
+def _write_card(trainer: TaskTrainer, ending: Ending, figures: dict[str, float], pictures: list[Path]) -> None:
+    rows = [*ending.compared, ("this model", trainer.classifier, figures)]
+    dev = next(iter(trainer.dev.values()))
+    examples = [{k: v for k, v in dev[k].items() if k != "labels"} for k in range(min(len(dev), 32))]
+    batch = DataCollatorWithPadding(trainer.processing_class)(examples).to(trainer.args.device)
+    # Without the wrapper that makes a run in bf16 or fp16 compute so: times are of float32.
+    models = [trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False) for _, model, _ in rows]
+    footprints = measure_models(models, batch)
+    on_gpu = trainer.args.device.type == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+    write_model_card(
+        trainer.args.output_dir,
+        trainer.task,
+        ending.origin,
+        [CardRow(*row, footprint) for row, footprint in zip(rows, footprints, strict=True)],
+        f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
+        pictures[0].name if pictures else None,
+    )

@@ -1,0 +1,267 @@
+"""transformers' Trainer for one task: its figures, batches of similar length, a stop at NaN."""
+
+import copy
+import errno
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PredictionOutput
+
+from bert_finetune.errors import InputError, reading, writing
+from bert_finetune.glue import Task
+from bert_finetune.outputs import last_checkpoint, remove_incomplete
+from bert_finetune.processes import share_of_step
+from bert_finetune.run_arguments import RunArguments
+from bert_finetune.samplers import LengthGroupedBatches, longest_first, share_batches
+from bert_finetune.training_log import Means, QuietProgress, evaluation_line, is_figure
+
+# Devices on which compiled models gain nothing. On 2 CPU cores a forward pass of BERT-base (32 x 128) took 5.8 s
+# compiled and 6.5 s as it is, a training step of a 4 x 312 student 1.9 and 1.5 s; both took a minute to compile.
+_NOT_COMPILED = ("cpu",)
+
+
+def check_batch(args: RunArguments, train_dataset: Dataset) -> None:
+    """Raise InputError where no training batch would be left."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(train_dataset) < batch:
+        raise InputError(
+            f"--dataloader_drop_last: the training file has {len(train_dataset)} rows, fewer than a batch of {batch}"
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a model gives on the dev sets: `figures` as the trainer names them, and for each set its logits
+    (examples, outputs) and labels, in the order of the set's file."""
+
+    figures: dict[str, float]
+    answers: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+# What is used of the Trainer's private parts, for want of public ones: `_get_train_sampler` and `_get_eval_sampler`, to
+# order the examples; `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and `_load_rng_state`,
+# to name the checkpoint that cannot be written or read (the distillation's trainer also to read its own state, and
+# `_load_best_model`); `TrainingArguments._n_gpu`. Elsewhere: `PreTrainedModel._supports_attention_backend` and
+# `PreTrainedConfig._attn_implementation`.
+class TaskTrainer(Trainer):
+    """A Trainer for one task.
+
+    `dev`: dev split name -> dataset; with more than one (MNLI) every figure carries the split's name. The losses that a
+    step computes go to the log and, as means since the last evaluation, into the evaluation's line.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: RunArguments,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        train_dataset: Dataset | None = None,
+        dev: dict[str, Dataset] | None = None,
+        **kwargs,
+    ):
+        args = copy.copy(args)
+        args.label_names = ["labels"]
+        if train_dataset is None:
+            args.report_to = []  # an evaluation by itself leaves no log
+        args.push_to_hub = False  # done by the script, once all is finished
+        args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
+        args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+        args._n_gpu = min(args.n_gpu, 1)  # several GPUs: one process each, by torchrun or accelerate
+        # Compiled by `compile_model`, and not by accelerate anew for several lengths.
+        self._compiler, args.torch_compile_backend = args.torch_compile_backend, None
+        self.task, self.dev = task, dev or {}
+        super().__init__(
+            model,
+            args,
+            data_collator=kwargs.pop("data_collator", None) or DataCollatorWithPadding(tokenizer),
+            train_dataset=train_dataset,
+            eval_dataset=next(iter(self.dev.values())) if len(self.dev) == 1 else dev,
+            processing_class=tokenizer,
+            compute_metrics=self._measure_answers,
+            **kwargs,
+        )
+        self.compile_model(self.classifier)
+        self.model_accepts_loss_kwargs = False  # every loss here is a mean over its batch
+        self._since_log, self._since_evaluation = Means(), Means()
+        if not args.disable_tqdm:
+            self.pop_callback(ProgressCallback)
+            self.add_callback(QuietProgress)
+
+    @property
+    def classifier(self) -> PreTrainedModel:
+        """The plain transformers model that is being trained."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def saved_step(self) -> int:
+        """The step whose weights the model has once `train` is through."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best or self.state.global_step
+
+    @property
+    def train_seconds(self) -> float:
+        """How long this process trained."""
+        return [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry][-1]
+
+    def compile_model(self, model: PreTrainedModel) -> None:
+        """Compile a model in place where `--torch_compile` asks for it and it may gain by it."""
+        if self.args.torch_compile and self.args.device.type not in _NOT_COMPILED:
+            model.compile(dynamic=True, backend=self._compiler, mode=self.args.torch_compile_mode)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedBatches(
+            self.args.train_batch_size * self.args.world_size,
+            train_dataset or self.train_dataset,
+            seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        share_batches(loader)
+        return loader
+
+    # Evaluation goes from the longest example to the shortest, which wastes little on padding; no figure depends on
+    # the order, and `predict` puts its rows back into the dataset's.
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> list[int]:
+        return longest_first(eval_dataset)
+
+    def predict(self, test_dataset: Dataset, *args, **kwargs) -> PredictionOutput:
+        output = super().predict(test_dataset, *args, **kwargs)
+        back = np.argsort(longest_first(test_dataset))
+        labels = None if output.label_ids is None else output.label_ids[back]
+        return PredictionOutput(output.predictions[back], labels, output.metrics)
+
+    # The Trainer would drop a dev or test set's last rows as it drops the training set's.
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        return self._all_rows(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        return self._all_rows(super().get_test_dataloader, test_dataset)
+
+    def _all_rows(self, make_loader, dataset) -> DataLoader:
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return make_loader(dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            kept = last_checkpoint(self.args.output_dir)
+            raise KeyboardInterrupt(
+                f"--resume_from_checkpoint goes on from {kept}" if kept else "there is no checkpoint yet"
+            ) from interrupt
+        except OSError as error:
+            # A full disk that names no file is TensorBoard's log; all else that is written is named.
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            with writing(Path(self.args.output_dir, "runs")):
+                raise
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        try:
+            with writing(folder / name):
+                super()._save_checkpoint(model, trial)
+        except BaseException:
+            remove_incomplete(folder.glob(name))
+            raise
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint}, its optimizer"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint}, its random state"):
+            super()._load_rng_state(checkpoint)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss):
+            self.stop_diverged(f"the loss is {float(loss)} at step {self.state.global_step + 1}")
+        return loss
+
+    def stop_diverged(self, what: str) -> NoReturn:
+        """End a run whose numbers have left the finite, before anything of it is saved."""
+        kept = last_checkpoint(self.args.output_dir)
+        raise InputError(
+            f"{what}; nothing was saved after it, "
+            + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
+            + f"; a smaller --learning_rate (now {self.args.learning_rate}) often helps"
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training:
+            loss = loss * share_of_step(outputs.logits)
+            self.record({"train_loss": loss})
+        return (loss, outputs) if return_outputs else loss
+
+    def record(self, losses: dict[str, torch.Tensor]) -> None:
+        """Take a step's losses into the log and the next evaluation's line."""
+        self._since_log.add(losses)
+        self._since_evaluation.add(losses)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if any(key.startswith("eval_") for key in logs):
+            logs = logs | self._since_evaluation.take()
+        elif "loss" in logs:
+            logs = logs | self._since_log.take()
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if f"{metric_key_prefix}_loss" in output.metrics:
+            # Several processes evaluate some rows twice, and the Trainer's own mean is over all of these.
+            logits, labels = torch.from_numpy(output.predictions).float(), torch.from_numpy(output.label_ids)
+            output.metrics[f"{metric_key_prefix}_loss"] = self.task.kind.hard_loss(logits, labels).item()
+        return output
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        before = len(self.state.log_history)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        # The Trainer saves after it has evaluated, so weights that the last update broke are never saved.
+        if self.is_in_train and not math.isfinite(metrics.get(f"{metric_key_prefix}_loss", 0)):
+            self.stop_diverged(
+                f"the dev loss is {metrics[f'{metric_key_prefix}_loss']} at step {self.state.global_step}"
+            )
+        # With several dev sets the Trainer comes back here for each; the line is printed once, for all of them.
+        if metric_key_prefix == "eval" and self.is_world_process_zero():
+            logged = {key: value for entry in self.state.log_history[before:] for key, value in entry.items()}
+            tqdm.write(evaluation_line(self.state, logged, self.is_in_train))
+        return metrics
+
+    def measure(self) -> Measurement:
+        """Measure the model as it is now; the training's history and log do not hear of it."""
+        figures, answers = {}, {}
+        for split, dataset in self.dev.items():
+            prefix = f"eval_{split}" if len(self.dev) > 1 else "eval"
+            output = self.predict(dataset, metric_key_prefix=prefix)
+            figures |= {key: value for key, value in output.metrics.items() if is_figure(key)}
+            answers[split] = output.predictions, output.label_ids
+        return Measurement(figures, answers)
+
+    def _measure_answers(self, prediction: EvalPrediction) -> dict[str, float]:
+        return self.task.measure(prediction.predictions, prediction.label_ids)
