@@ -6,19 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_emd.layer_transport import LayerTransport, Transport
+from bert_emd.layer_mapping import BRANCHES, LayerMapping, Matching
 from bert_finetune.files import replacing_file, write_atomically
-
-BRANCHES = ("attention", "hidden")
 
 
 class LayerHistory:
     """Mean flows between two records, and the layer weights at each.
 
     `flows.npz` holds `steps` (records,), and for each branch in use `attention_flow`, `hidden_flow` (records, M, N):
-    the mean flow since the record before; with cost attention also `{branch}_{side}_weights` (records, M or N): the
-    weights that the step after the record starts with. What has been added since the last record is part of the
-    state, so a resumed run's history is that of an uninterrupted one.
+    the mean flow since the record before; and what the mapping itself wants recorded, as it is then: of cost attention
+    `{branch}_{side}_weights` (records, M or N), the weights that the step after the record starts with. What has been
+    added since the last record is part of the state, so a resumed run's history is that of an uninterrupted one.
     """
 
     def __init__(self):
@@ -26,24 +24,21 @@ class LayerHistory:
         self._pending: dict[str, np.ndarray] = {}
         self._count = 0
 
-    def add(self, transport: Transport) -> None:
+    def add(self, matching: Matching) -> None:
         """Take in one step's flows."""
         for branch in BRANCHES:
-            flow = getattr(transport, f"{branch}_flow")
+            flow = getattr(matching, f"{branch}_flow")
             if flow is not None:
                 self._pending[branch] = self._pending.get(branch, 0) + flow
         self._count += 1
 
-    def record(self, step: int, mapping) -> None:
+    def record(self, step: int, mapping: LayerMapping | None) -> None:
         """Close the interval that ends with `step`; nothing happens when no flow came in since the last record."""
         if not self._count:
             return
         values = {"steps": np.array(step)}
-        for branch, total in self._pending.items():
-            values[f"{branch}_flow"] = total / self._count
-            if isinstance(mapping, LayerTransport):
-                for side, weights in zip(("student", "teacher"), getattr(mapping, f"{branch}_weights"), strict=True):
-                    values[f"{branch}_{side}_weights"] = weights.numpy().copy()
+        values |= {f"{branch}_flow": total / self._count for branch, total in self._pending.items()}
+        values |= {name: value for name, value in mapping.recorded().items() if name.partition("_")[0] in self._pending}
         for name, value in values.items():
             self._records.setdefault(name, []).append(value)
         self._pending, self._count = {}, 0
@@ -55,10 +50,15 @@ class LayerHistory:
         with replacing_file(Path(folder) / "flows.npz") as aside:
             np.savez(aside, **arrays, **pending, pending_count=self._count)
 
+    @property
+    def has_records(self) -> bool:
+        """Whether layers were matched at all."""
+        return bool(self._records["steps"])
+
     def write(self, folder: str | Path) -> None:
         """Write what a finished run leaves: `flows.npz` where layers were matched, and `layer_weights.csv` where they
         were weighed."""
-        if self._records["steps"]:
+        if self.has_records:
             self.save(folder)
         if any(name.endswith("_weights") for name in self._records):
             self.write_weights(folder)

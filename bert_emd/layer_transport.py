@@ -9,15 +9,13 @@ After each step the *cost attention* gives layers that were cheap to match more 
 (EMNLP 2020); docs/fidelity.md has the variants that its code went through.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import ot
 import pyemd
 import torch
-from torch import nn
 
+from bert_emd.layer_mapping import BRANCHES, LayerMapping, Matching, flow_cost
+from bert_emd.mappings import SOLVERS, WEIGHT_UPDATES
 from bert_finetune.processes import mean_over_processes
 
 # A layer always keeps this much weight. It stands for the limit of a vanishing weight: the unit cost of a layer
@@ -41,10 +39,7 @@ def _solve_pot(student_weights: np.ndarray, teacher_weights: np.ndarray, cost: n
     return ot.emd(student_weights, teacher_weights, cost, center_dual=False, check_marginals=False)
 
 
-SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "pyemd": _solve_pyemd,
-    "pot": _solve_pot,
-}
+_SOLVE = dict(zip(SOLVERS, (_solve_pyemd, _solve_pot), strict=True))
 
 
 def solve_transport(
@@ -60,7 +55,7 @@ def solve_transport(
         raise FloatingPointError("the cost matrix holds NaN or infinity")
     # Solvers stop at an absolute tolerance, so costs are brought to the order of 1 first; the flow does not change.
     scale = cost.max()
-    return SOLVERS[solver](student_weights, teacher_weights, cost / scale if scale > 0 else cost)
+    return _SOLVE[solver](student_weights, teacher_weights, cost / scale if scale > 0 else cost)
 
 
 def unit_costs(flow: np.ndarray, cost: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> tuple:
@@ -91,20 +86,7 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum()
 
 
-@dataclass(frozen=True)
-class Transport:
-    """One step's result: losses are scalars with gradient, flows (M, N) float64; None for a branch that was off."""
-
-    attention_loss: torch.Tensor | None
-    hidden_loss: torch.Tensor | None
-    attention_flow: np.ndarray | None
-    hidden_flow: np.ndarray | None
-
-
-WEIGHT_UPDATES = ("normalize", "softmax", "softmax2", "none")
-
-
-class LayerTransport(nn.Module):
+class LayerTransport(LayerMapping):
     """The EMD losses of a step and, in training mode, the layer weights for the next.
 
     weight_update: how the cost attention turns unit costs c, u_k = Σc / c_k, into weights:
@@ -120,6 +102,9 @@ class LayerTransport(nn.Module):
     The weights are buffers: they follow the module's state_dict, and nothing else is kept between steps. With several
     processes the costs are averaged over all of them first, so that every process has the same flow and weights.
     """
+
+    described = "Distilled with BERT-EMD from {teacher}."
+    pictures = (*LayerMapping.pictures, "layer_weights")
 
     def __init__(
         self,
@@ -138,12 +123,12 @@ class LayerTransport(nn.Module):
         if weight_update not in WEIGHT_UPDATES:
             raise ValueError(f"weight_update must be one of {WEIGHT_UPDATES}, got {weight_update!r}")
         if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.weight_update, self.temperature = weight_update, temperature
         self.merge_weights, self.solver = merge_weights, solver
-        for branch in ("attention", "hidden"):
+        for branch in BRANCHES:
             for side, layers in (("student", student_layers), ("teacher", teacher_layers)):
                 uniform = torch.full((layers,), 1 / layers, dtype=torch.float64)
                 self.register_buffer(f"{branch}_{side}_weights", uniform)
@@ -158,30 +143,38 @@ class LayerTransport(nn.Module):
         """The weights for hidden states: (student (M,), teacher (N,)), float64."""
         return self.hidden_student_weights, self.hidden_teacher_weights
 
-    def forward(self, attention: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Transport:
+    def forward(self, attention: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Matching:
         """Solve both transport problems; `attention`, `hidden`: cost matrices (M, N) with gradient, or None."""
         costs = {name: cost for name, cost in (("attention", attention), ("hidden", hidden)) if cost is not None}
         if not costs:
-            return Transport(None, None, None, None)
+            return Matching(None, None, None, None)
         # One copy to the host for both.
         on_host = mean_over_processes(torch.stack(list(costs.values())).detach().double()).cpu().numpy()
         losses, flows, updates = {}, {}, {}
         for (name, cost), matrix in zip(costs.items(), on_host, strict=True):
             weights = tuple(vector.cpu().numpy() for vector in getattr(self, f"{name}_weights"))
             flows[name] = solve_transport(*weights, matrix, self.solver)
-            losses[name] = (torch.as_tensor(flows[name], dtype=cost.dtype, device=cost.device) * cost).sum()
+            losses[name] = flow_cost(flows[name], cost)
             if self.training and self.weight_update != "none":
                 updates[name] = [
                     attend_to_costs(costs, self.weight_update, self.temperature)
                     for costs in unit_costs(flows[name], matrix, weights)
                 ]
         self._set_weights(updates)
-        return Transport(losses.get("attention"), losses.get("hidden"), flows.get("attention"), flows.get("hidden"))
+        return Matching(*(part.get(branch) for part in (losses, flows) for branch in BRANCHES))
+
+    def recorded(self) -> dict[str, np.ndarray]:
+        """The layer weights that the next step starts with, `{branch}_{side}_weights`."""
+        return {
+            f"{branch}_{side}_weights": getattr(self, f"{branch}_{side}_weights").cpu().numpy().copy()
+            for branch in BRANCHES
+            for side in ("student", "teacher")
+        }
 
     def _set_weights(self, updates: dict[str, list[np.ndarray]]) -> None:
         if updates and self.merge_weights:
             merged = [np.mean(vectors, axis=0) for vectors in zip(*updates.values(), strict=True)]
-            updates = dict.fromkeys(("attention", "hidden"), merged)
+            updates = dict.fromkeys(BRANCHES, merged)
         for name, vectors in updates.items():
             for buffer, vector in zip(getattr(self, f"{name}_weights"), vectors, strict=True):
                 vector = _softmax(vector) if self.weight_update == "softmax2" else vector

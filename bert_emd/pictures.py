@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from bert_emd.history import BRANCHES
+from bert_emd.layer_mapping import BRANCHES
 from bert_finetune.files import replacing_file
 
 STYLE = {"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "bert-emd"}
@@ -136,6 +136,14 @@ def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
         for axis in axes[-1]:
             axis.set_xlabel("training step")
         return save_picture(figure, path)
+
+
+# What a run's folder can have drawn of it, by the names that `LayerMapping.pictures` uses.
+PICTURES = {
+    "flow": draw_flow,
+    "flow_over_training": draw_flow_over_training,
+    "layer_weights": draw_layer_weights,
+}
 
 
 def _read_flows(run: str | Path, most: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:

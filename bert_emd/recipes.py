@@ -8,8 +8,6 @@ layers and the task.
 
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True)
 class HyperParameters:
@@ -75,7 +73,9 @@ RECIPES = {
 
 def has_bf16(use_cpu: bool) -> bool:
     """Whether the hardware multiplies bfloat16 numbers itself, which is what makes --bf16 faster."""
-    if use_cpu:
+    import torch
+
+    if use_cpu or not torch.accelerator.is_available():
         # An older torch cannot say.
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

@@ -1,4 +1,4 @@
-"""The student: a plain transformers classifier, with projections to the teacher's width that only training needs."""
+"""The student as it starts: a model of its own or the teacher's layers, and its maps to the teacher's width."""
 
 import copy
 import re
@@ -9,11 +9,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from bert_emd.objectives import LayerOutputs, evenly_spaced_layers
+from bert_emd.mappings import evenly_spaced_layers
 from bert_finetune.checkpoints import output_layer, read_weights
 from bert_finetune.errors import InputError
-
-PROJECTIONS = ("auto", "per_layer", "shared", "none")
 
 
 def parse_student_layers(text: str, teacher_layers: int) -> list[int]:
@@ -86,7 +84,7 @@ def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjectio
         try:
             pairs[name] = fitting[f"{name}.weight"], fitting[f"{name}.bias"]
         except KeyError as error:
-            raise InputError(f"--student_model {name_or_path}: it has no {error.args[0]} beside the rest") from None
+            raise InputError(f"--student_model {name_or_path}: it has no {error.args[0]} beside the rest") from error
     per_layer = {int(name.split(".")[1]): pair for name, pair in pairs.items() if name.startswith("fit_denses.")}
     return StoredProjections(per_layer, pairs.get("share_fit_dense"), pairs.get("fit_dense"))
 
@@ -105,8 +103,10 @@ def use_relu_head(model: PreTrainedModel) -> list[RemovableHandle]:
     ]
 
 
-class Student(nn.Module):
-    """A classifier with the linear maps that bring its hidden states to the teacher's width.
+def make_projections(
+    model: PreTrainedModel, teacher_width: int, projection: str = "auto", stored: StoredProjections | None = None
+) -> nn.ModuleList:
+    """The linear maps that bring a student's hidden states to the teacher's width.
 
     projection: "per_layer" has one map for the embedding output and one for each layer, "shared" one for all (as the
         authors train), "none" no map; "auto" is what the checkpoint brings, else "none" where the widths are equal,
@@ -115,76 +115,29 @@ class Student(nn.Module):
         v1's only with "auto", as in the authors' code; others, and all without a checkpoint's, start at random.
     Raises InputError where there is no map and the widths differ, or a stored map is of a layer that is not there.
     """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        teacher_width: int,
-        projection: str = "auto",
-        stored: StoredProjections | None = None,
-    ):
-        super().__init__()
-        self.model = model
-        width, layers = model.config.hidden_size, model.config.num_hidden_layers
-        stored = stored or StoredProjections({}, None)
-        shared = stored.shared
-        if projection == "auto":
-            shared = shared or stored.tinybert
-            if stored.per_layer or (width != teacher_width and not shared):
-                projection = "per_layer"
-            else:
-                projection = "shared" if shared else "none"
-        if projection == "none" and width != teacher_width:
-            raise InputError(
-                f"--projection none: the student is {width} wide, the teacher {teacher_width}; use per_layer or shared"
-            )
-        maps = {"none": 0, "shared": 1, "per_layer": layers + 1}[projection]
-        self.projections = nn.ModuleList(nn.Linear(width, teacher_width) for _ in range(maps))
-        with torch.no_grad():
-            for linear in self.projections:
-                linear.weight.normal_(std=model.config.initializer_range)
-                linear.bias.zero_()
-            pairs = {"per_layer": stored.per_layer, "shared": {0: shared} if shared else {}}
-            for layer, (weight, bias) in pairs.get(projection, {}).items():
-                if layer >= maps:
-                    raise InputError(
-                        f"--student_model: its checkpoint has fit_denses.{layer}, but only {layers} layers"
-                    )
-                self.projections[layer].weight.copy_(weight)
-                self.projections[layer].bias.copy_(bias)
-
-    @property
-    def config(self):
-        return self.model.config
-
-    def forward(self, labels: torch.Tensor | None = None, parts: frozenset[str] | None = None, **inputs):
-        """The classifier's own output, or, with `parts` (`Objective.looks_at`), those parts as `LayerOutputs`.
-
-        Nothing else is returned then: in a distributed run every output must take part in the loss.
-        """
-        if parts is None:
-            return self.model(labels=labels, **inputs)
-        outputs = layer_outputs(self.model, parts, **inputs)
-        return LayerOutputs(outputs.logits, self._project(outputs.hidden_states), outputs.attention)
-
-    def _project(self, hidden_states: tuple[torch.Tensor | None, ...] | None) -> tuple | None:
-        if hidden_states is None or not len(self.projections):
-            return hidden_states
-        return tuple(
-            None if state is None else self.projections[k % len(self.projections)](state)
-            for k, state in enumerate(hidden_states)
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
+    stored = stored or StoredProjections({}, None)
+    shared = stored.shared
+    if projection == "auto":
+        shared = shared or stored.tinybert
+        if stored.per_layer or (width != teacher_width and not shared):
+            projection = "per_layer"
+        else:
+            projection = "shared" if shared else "none"
+    if projection == "none" and width != teacher_width:
+        raise InputError(
+            f"--projection none: the student is {width} wide, the teacher {teacher_width}; use per_layer or shared"
         )
-
-
-def layer_outputs(model: PreTrainedModel, parts: frozenset[str], **inputs) -> LayerOutputs:
-    """A forward pass of a model prepared with `expose_attention`, with the parts (of "logits", "embedding",
-    "hidden", "attention") that are asked for; hidden states that are not asked for are None in their tuple."""
-    outputs = model(
-        **inputs,
-        output_hidden_states=not parts.isdisjoint({"embedding", "hidden"}),
-        output_attentions="attention" in parts,
-    )
-    states = outputs.hidden_states
-    if states is not None:
-        states = tuple(state if ("hidden" if k else "embedding") in parts else None for k, state in enumerate(states))
-    return LayerOutputs(outputs.logits if "logits" in parts else None, states, outputs.attentions)
+    count = {"none": 0, "shared": 1, "per_layer": layers + 1}[projection]
+    maps = nn.ModuleList(nn.Linear(width, teacher_width) for _ in range(count))
+    with torch.no_grad():
+        for linear in maps:
+            linear.weight.normal_(std=model.config.initializer_range)
+            linear.bias.zero_()
+        pairs = {"per_layer": stored.per_layer, "shared": {0: shared} if shared else {}}
+        for layer, (weight, bias) in pairs.get(projection, {}).items():
+            if layer >= count:
+                raise InputError(f"--student_model: its checkpoint has fit_denses.{layer}, but only {layers} layers")
+            maps[layer].weight.copy_(weight)
+            maps[layer].bias.copy_(bias)
+    return maps

@@ -16,11 +16,9 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from bert_emd.objectives import LayerOutputs
-from bert_emd.student import layer_outputs
+from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_finetune.errors import InputError, writing
 
-PLACES = ("auto", "memory", "disk", "none")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -70,7 +68,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """A cache that is not opened yet: of what, where, how large (`size` in bytes)."""
 
     layout: Layout
@@ -228,7 +226,7 @@ def plan_cache(
     worthwhile: bool,
     lasting: bool = False,
     variant: str = "",
-) -> Plan | None:
+) -> CachePlan | None:
     """The cache that `choice` asks for, or None; nothing is written yet.
 
     choice: "memory" (of `device`), "disk" (below `folder`, in a sub-folder named after teacher and data), "none", or
@@ -245,7 +243,7 @@ def plan_cache(
     values = sum(map(layout.size, lengths))
     size = values * _DTYPES[dtype].itemsize + len(lengths) * (layout.classes * 4 + 8)
     place = folder / _key(teacher, data, f"{layout} {dtype} {variant}")[:16] if choice == "disk" else None
-    plan = Plan(layout, lengths, dtype, place, device, size)
+    plan = CachePlan(layout, lengths, dtype, place, device, size)
     free = _free_disk(folder) if place else _free_memory(device)
     if plan.missing > (free / 2 if asked == "auto" else free):
         if asked == "auto":

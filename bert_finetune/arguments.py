@@ -119,6 +119,7 @@ class RunOptions:
 
     output_dir: str = HfArg(default="trainer_output", help="Folder of the run: model, results, checkpoints.")
     do_train: bool = HfArg(default=False, help="Train.")
+    fp16: bool = HfArg(default=False, help="Mixed precision in float16 (a GPU's).")
     do_eval: bool = HfArg(default=False, help="Evaluate on the dev set; after training that is done anyway.")
     do_predict: bool = HfArg(default=False, help="Write predictions for the test set, as the GLUE server wants them.")
 

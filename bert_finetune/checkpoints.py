@@ -56,8 +56,8 @@ def load_classifier(name_or_path: str, task: Task, option: str, fine_tuned: bool
     """A sequence classifier with the task's classes, in the task's order and under the task's names.
 
     A head whose class names are the task's in another order has its rows reordered, so that logit k always belongs to
-    `task.kind.output_names[k]`. With `fine_tuned` (a teacher) the checkpoint must bring a head that fits the task; otherwise
-    a head that is missing or has another number of classes is made new, which is printed.
+    `task.kind.output_names[k]`. With `fine_tuned` (a teacher) the checkpoint must bring a head that fits the task;
+    otherwise a head that is missing or has another number of classes is made new, which is printed.
     Raises InputError, naming `option`, for a model that cannot be loaded, or whose head does not fit.
     """
     config, kind = load_config(name_or_path, option), task.kind

@@ -19,9 +19,10 @@ from bert_finetune.tables import Table, read_table
 def load_split(task: Task, path: Path, split: str) -> Dataset:
     """One file of a task as a dataset with columns `text_a`, `text_b` (pairs only) and `label` (not for a test file).
 
-    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text. Rows with too few fields are an error that names the line; where the official file is known to
-    hold some (QQP's train and dev) they are counted, reported and left out, and in a test file they are reported and
-    kept with the missing text empty, so that row i of the file stays prediction i.
+    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text. Rows with too few fields
+    are an error that names the line; where the official file is known to hold some (QQP's train and dev) they are
+    counted, reported and left out, and in a test file they are reported and kept with the missing text empty, so that
+    row i of the file stays prediction i.
     """
     if task.name in TASKS and not path.exists():
         raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")

@@ -71,8 +71,8 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
 
 
 def write_predictions(trainer: TaskTrainer, test: dict[str, Dataset]) -> None:
-    """Predict each test split and write it as the GLUE server wants it: `index<TAB>prediction` rows, one for each row of
-    the test file in its order.
+    """Predict each test split and write it as the GLUE server wants it: `index<TAB>prediction` rows, one for each row
+    of the test file in its order.
 
     A prediction is the label as GLUE's files write it (a class name for MNLI, QNLI and RTE, 0 or 1 elsewhere; for STS-B
     a number kept within 0 and 5), for a task of the user's own the model's class name.

@@ -24,8 +24,8 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 CONFIG = "config.json"
 
-# What the hub's client raises when the hub cannot be reached, refuses, or answers as no hub does: most of its errors are
-# of these kinds, its own and those of the HTTP library under it.
+# What the hub's client raises when the hub cannot be reached, refuses, or answers as no hub does: its own errors, and
+# those of the HTTP library under it, are of these kinds.
 HUB_FAILURES = (HTTPError, HfHubHTTPError, OSError, ValueError, RuntimeError)
 
 # What an error means, the first that fits. {hub}: its address, {cache}: the folder of all models fetched.

@@ -1,8 +1,10 @@
 """What processes that torchrun or accelerate launched together share."""
 
 import os
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def is_main_process() -> bool:
@@ -10,8 +12,10 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+def mean_over_processes(values: "torch.Tensor") -> "torch.Tensor":
     """The mean of a tensor over all processes of a distributed run; the tensor itself in a single process."""
+    import torch
+
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return values
     values = values.clone()
@@ -19,11 +23,13 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values / torch.distributed.get_world_size()
 
 
-def share_of_step(rows: torch.Tensor) -> torch.Tensor:
+def share_of_step(rows: "torch.Tensor") -> "torch.Tensor":
     """Rows of this process's batch against the mean over processes, a scalar; 1 in a single process.
 
     A batch's mean times its share has, as its mean over processes, the mean over all rows of the step: in an epoch's
     last step some processes have a row more than others.
     """
+    import torch
+
     count = torch.tensor(float(len(rows)), device=rows.device)
     return count / mean_over_processes(count)

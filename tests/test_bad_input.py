@@ -29,7 +29,7 @@ from bert_finetune.checkpoints import load_classifier, load_tokenizer, save_clas
 from bert_finetune.files import write_atomically
 from bert_finetune.glue import get_task
 from bert_finetune.run_glue import main as finetune
-from bert_finetune.trainer import QuietProgress
+from bert_finetune.training_log import QuietProgress
 
 RTE = ["entailment", "not_entailment"]
 HEADER = FORMATS["RTE"][0]
@@ -643,7 +643,7 @@ class FullDisk:
 FULL_DISKS = {
     "the run's description": FullDisk("finetune", "bert_finetune.outputs.write_json", "{w}/out/args.json"),
     "a checkpoint's weights": FullDisk(
-        "finetune", "bert_finetune.trainer.TaskTrainer._save_checkpoint", "{w}/out/checkpoint-1", 20_000
+        "finetune", "bert_finetune.training.TaskTrainer._save_checkpoint", "{w}/out/checkpoint-1", 20_000
     ),
     "a checkpoint's optimizer": FullDisk(
         "distil", "transformers.Trainer._save_optimizer_and_scheduler", "{w}/out/checkpoint-1", 20_000
@@ -659,11 +659,11 @@ FULL_DISKS = {
         200,
         "--logging_steps 1 --save_strategy no --max_steps 9",
     ),
-    "the finished model": FullDisk("finetune", "bert_finetune.trainer.save_classifier", "{w}/out", 20_000),
+    "the finished model": FullDisk("finetune", "bert_finetune.finishing.save_classifier", "{w}/out", 20_000),
     "a checkpoint's tokenizer": FullDisk(
         "distil", "transformers.BertTokenizer.save_pretrained", "{w}/out/checkpoint-1", 500
     ),
-    "the results": FullDisk("distil", "bert_finetune.trainer.write_eval_results", "{w}/out/eval_results.json"),
+    "the results": FullDisk("distil", "bert_finetune.finishing.write_eval_results", "{w}/out/eval_results.json"),
     "the layer weights": FullDisk("distil", "bert_emd.history.LayerHistory.write_weights", "{w}/out/layer_weights.csv"),
     "a picture": FullDisk("distil", "bert_emd.trainer.draw_flow", "{w}/out/flow.png"),
     "the predictions": FullDisk(
@@ -707,7 +707,7 @@ def test_full_disk(name, world, exits_with_2, monkeypatch):
 # When the user, or the system, ends a run
 
 INTERRUPTED = {  # where Ctrl-C comes, at which call of a function, and what the line says
-    "training": ("finetune", "bert_finetune.trainer.TaskTrainer.training_step", 3, "goes on from {w}/out/checkpoint-2"),
+    "training": ("finetune", "bert_finetune.training.TaskTrainer.training_step", 3, "goes on from {w}/out/checkpoint-2"),
     "saving": ("finetune", "transformers.Trainer._save_rng_state", 2, "goes on from {w}/out/checkpoint-2"),
     "the first step": ("distil", "bert_emd.trainer.DistillationTrainer.compute_loss", 1, "there is no checkpoint yet"),
     "tokenising": ("distil", "bert_finetune.data.tokenize", 1, "interrupted"),

@@ -328,7 +328,7 @@ def test_compiled_models(teacher, glue_dir, tmp_path, monkeypatch):
     """As on a GPU, but with a compiler backend that needs none and only traces."""
     run(*command(teacher, glue_dir, tmp_path / "eager", "--beta", 1))
     compiled = []
-    monkeypatch.setattr("bert_finetune.trainer._NOT_COMPILED", ())
+    monkeypatch.setattr("bert_finetune.training._NOT_COMPILED", ())
     monkeypatch.setattr("bert_emd.emd_task_distill.LayerCosts", lambda *args: LayerCosts(*args[:2]))
     monkeypatch.setattr(
         PreTrainedModel,

@@ -12,7 +12,7 @@ from conftest import ROOT, save_bert
 from glue_files import write_task
 from safetensors.numpy import load_file
 
-from bert_finetune.trainer import SharedBatches
+from bert_finetune.samplers import SharedBatches
 
 # Without --multi_gpu accelerate starts one process on a CPU, whatever --num_processes says; the script has --no_cuda.
 ACCELERATE = "accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()

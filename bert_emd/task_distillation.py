@@ -1,0 +1,303 @@
+"""The distillation of a teacher into a student, in its order of events."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from bert_emd.arguments import DistillationArguments
+from bert_emd.attention_scores import expose_attention
+from bert_emd.distillation import Distillation
+from bert_emd.layer_mapping import LayerMapping
+from bert_emd.mappings import MAPPINGS
+from bert_emd.objectives import LayerCosts, Objective
+from bert_emd.student import (
+    make_projections,
+    parse_student_layers,
+    stored_projections,
+    student_from_teacher,
+    use_relu_head,
+)
+from bert_emd.teacher_cache import CachePlan, plan_cache
+from bert_emd.trainer import DistillationTrainer
+from bert_finetune.arguments import TaskArguments
+from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
+from bert_finetune.data import load_datasets
+from bert_finetune.errors import InputError
+from bert_finetune.finishing import Ending, finish, write_predictions
+from bert_finetune.glue import Task
+from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.processes import is_main_process
+from bert_finetune.push import open_repository, push
+from bert_finetune.run_arguments import RunArguments
+from bert_finetune.task_kinds import TaskKind
+from bert_finetune.training import TaskTrainer, check_batch
+from bert_finetune.training_log import is_figure
+
+
+def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
+    """Train a student, save the best one and its results; predict the test set where asked for."""
+    check_output_dir(args, distillation.teacher_model, distillation.student_model)
+    open_repository(args, distillation.student_model)
+    task = task_args.load_task(
+        load_config(distillation.teacher_model, "--teacher_model"), fine_tuned=True, splits=args.splits
+    )
+    task.check_metric(args.metric_for_best_model)
+    if not distillation.one_step and not distillation.pred_distill:
+        args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
+
+    teacher = load_classifier(distillation.teacher_model, task, "--teacher_model", fine_tuned=True)
+    tokenizer = load_shared_tokenizer(distillation, task_args.do_lower_case)
+    set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
+    student = load_student(distillation, teacher, task)
+    stored = None
+    if distillation.student_model:
+        stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
+    for model in (teacher, student):
+        check_length(model.config, task_args.max_seq_length)
+    mapping = make_mapping(distillation, student.config, teacher.config)
+    kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
+    costs = LayerCosts(task_args.max_seq_length, distillation.count_padding, kernel)
+    objective = make_objective(distillation, costs, task.kind, with_layers=mapping is not None)
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    check_batch(args, datasets.train)
+    if "attention" in objective.looks_at:
+        expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
+        expose_attention(student, "--student_model", task_args.max_seq_length)
+    projections = make_projections(student, teacher.config.hidden_size, distillation.projection, stored)
+    relus = [*use_relu_head(teacher), *use_relu_head(student)] if distillation.head == "relu" else []
+
+    plan = plan_of_cache(distillation, args, teacher, objective, tokenizer, datasets.train)
+    checkpoint = start_output_dir(args)
+    teacher_figures = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
+    train, cache = datasets.train, None
+    if plan is not None:
+        with args.main_process_first(local=False):
+            cache = plan.open()
+        train = train.add_column("example", list(range(len(train))))
+        if is_main_process():
+            print(plan)
+    padding = {}
+    if distillation.pad_to_max_length:
+        padding = {"padding": "max_length", "max_length": task_args.max_seq_length}
+    trainer = DistillationTrainer(
+        Distillation(student, objective, mapping, projections),
+        teacher,
+        args,
+        task,
+        tokenizer,
+        train,
+        datasets.dev,
+        teacher_mode=distillation.teacher_mode,
+        optimizer=distillation.optimizer,
+        teacher_cache=cache,
+        data_collator=DataCollatorWithPadding(tokenizer, **padding),
+    )
+    write_run_description(args, distillation, task_args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.record_layers()
+    name = "teacher (with a relu before its classifier)" if relus else "teacher"
+    ending = Ending(
+        origin(trainer, teacher),
+        compared=[(name, teacher, teacher_figures)],
+        figures={f"teacher_{key}": value for key, value in teacher_figures.items()},
+        writers=[lambda folder: write_layers(trainer, folder)],
+        hooks=relus,
+    )
+    finish(trainer, datasets.test, ending)
+    if args.process_index == 0 and not distillation.teacher_cache_dir:
+        shutil.rmtree(cache_folder(distillation, args), ignore_errors=True)
+    push(args)
+
+
+def evaluate_student(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
+    """Measure a finished student, and write its predictions into the output folder: `--student_model`, or the model
+    in `--output_dir`."""
+    open_repository(args, distillation.student_model)
+    name = distillation.student_model or args.output_dir
+    option = "--student_model" if distillation.student_model else "--output_dir"
+    task = task_args.load_task(load_config(name, option), fine_tuned=True, splits=args.splits)
+    model = load_classifier(name, task, option, fine_tuned=True)
+    tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
+    check_length(model.config, task_args.max_seq_length)
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    if distillation.head == "relu":
+        use_relu_head(model)
+    trainer = TaskTrainer(model, args, task, tokenizer, dev=datasets.dev)
+    if args.do_eval:
+        trainer.evaluate()
+    write_predictions(trainer, datasets.test)
+    push(args)
+
+
+def load_shared_tokenizer(distillation: DistillationArguments, do_lower_case: bool | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that both models understand. Raises InputError where their vocabularies differ."""
+    teachers = load_tokenizer(distillation.teacher_model, "--teacher_model", do_lower_case)
+    if not distillation.student_model:
+        return teachers
+    students = load_tokenizer(distillation.student_model, "--student_model", do_lower_case)
+    theirs, ours = teachers.get_vocab(), students.get_vocab()
+    if theirs != ours:
+        token = min(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+        raise InputError(
+            f"--student_model {distillation.student_model}: its vocabulary ({len(ours)} tokens) is not that of "
+            f"--teacher_model {distillation.teacher_model} ({len(theirs)} tokens), see {token!r}; both must read the "
+            "same input"
+        )
+    # A model without segment ids ignores them, but one that has them must be given them.
+    return students if "token_type_ids" in students.model_input_names else teachers
+
+
+def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
+    """The student as it starts: a model of its own, or the teacher's embeddings, head and chosen layers."""
+    if distillation.student_model:
+        return load_classifier(distillation.student_model, task, "--student_model")
+    layers = parse_student_layers(distillation.student_layers, teacher.config.num_hidden_layers)
+    if is_main_process():
+        print(f"student from the teacher's layers {', '.join(map(str, layers))}")
+    return student_from_teacher(teacher, layers)
+
+
+def make_mapping(
+    distillation: DistillationArguments, student: PreTrainedConfig, teacher: PreTrainedConfig
+) -> LayerMapping | None:
+    """The mapping that the options name. Raises InputError where the two models' layers cannot be compared."""
+    if distillation.pred_distill:
+        return None
+    row = MAPPINGS[distillation.layer_mapping]
+    mapping = row.make(distillation, student.num_hidden_layers, teacher.num_hidden_layers)
+    heads = student.num_attention_heads, teacher.num_attention_heads
+    if mapping is not None and distillation.use_att and heads[0] != heads[1]:
+        raise InputError(
+            f"the student has {heads[0]} attention heads and the teacher {heads[1]}: their scores cannot be compared; "
+            "use --use_att False or another --student_model"
+        )
+    return mapping
+
+
+def make_objective(
+    distillation: DistillationArguments, costs: LayerCosts, kind: TaskKind, with_layers: bool
+) -> Objective:
+    """The loss that the options describe; `with_layers`: there is a mapping."""
+    parts = {
+        "logits": distillation.one_step or distillation.pred_distill,
+        "embedding": distillation.use_embedding and with_layers,
+        "hidden": distillation.use_rep and with_layers,
+        "attention": distillation.use_att and with_layers,
+    }
+    looks_at = frozenset(part for part, used in parts.items() if used)
+    weights = distillation.beta, distillation.theta, distillation.alpha, distillation.T
+    return Objective(kind, costs, *weights, looks_at)
+
+
+def cache_folder(distillation: DistillationArguments, args: RunArguments) -> Path:
+    """Where a cache on disk lies."""
+    return Path(distillation.teacher_cache_dir or Path(args.output_dir) / "teacher_cache")
+
+
+def plan_of_cache(
+    distillation: DistillationArguments,
+    args: RunArguments,
+    teacher: PreTrainedModel,
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+) -> CachePlan | None:
+    """Where the teacher's answers will be kept, None for nowhere. Raises InputError where that was asked for and cannot
+    be."""
+    if not objective.needs_teacher:
+        return None
+    plan = plan_cache(
+        distillation.teacher_cache if cacheable(distillation, args, tokenizer) else "none",
+        distillation.teacher_cache_dtype,
+        cache_folder(distillation, args),
+        teacher.to(args.device).eval(),
+        objective.looks_at,
+        train,
+        args.device,
+        worthwhile=reads_twice(args, len(train)),
+        lasting=bool(distillation.teacher_cache_dir),
+        variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
+    )
+    if plan is None and distillation.teacher_cache_dir and is_main_process():
+        print("warning: --teacher_cache_dir: nothing is kept, for want of room or by --teacher_cache's other rules")
+    return plan
+
+
+def reads_twice(args: RunArguments, examples: int) -> bool:
+    """Whether the training sees an example more than once."""
+    if args.max_steps > 0:
+        return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size > examples
+    return args.num_train_epochs > 1
+
+
+def cacheable(distillation: DistillationArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the teacher's answers can be kept. Raises InputError where that was asked for and cannot be."""
+    choice, in_training = distillation.teacher_cache, distillation.teacher_mode == "train"
+    reasons = {
+        "the teacher's answers change from epoch to epoch with --teacher_mode train": in_training,
+        "nothing is kept for padding, which --count_padding counts": distillation.count_padding,
+        "the teacher's answers depend on padding where that is on the left": tokenizer.padding_side != "right",
+        "every process sees other examples in every epoch; use disk": args.world_size > 1
+        and choice != "disk"
+        and not distillation.teacher_cache_dir,
+    }
+    for reason, applies in reasons.items():
+        if applies and choice in ("memory", "disk"):
+            raise InputError(f"--teacher_cache {choice}: {reason}")
+    return not any(reasons.values())
+
+
+def evaluate_teacher(
+    teacher: PreTrainedModel,
+    args: RunArguments,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    dev: dict[str, Dataset],
+) -> dict[str, float]:
+    """Measure and show the teacher's dev figures, with a warning when a constant answer would do as well."""
+    if is_main_process():
+        print(f"teacher: {teacher.config.num_hidden_layers} layers x {teacher.config.hidden_size}")
+    trainer = TaskTrainer(teacher, args, task, tokenizer, dev=dev)
+    metrics = trainer.evaluate()
+    # Without the wrapper that evaluation in bf16 leaves, which would copy all of its answers to float32.
+    trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)
+    labels = np.array(next(iter(dev.values()))["labels"])
+    score, chance = metrics[task.best_metric], task.kind.constant_figure(task.metric, labels, task.kind.outputs)
+    if score <= chance and is_main_process():
+        print(
+            f"warning: the teacher's {task.metric} of {score:.4f} is no better than a constant answer's {chance:.4f}; "
+            "is it a model for this task, with its classes in this order?",
+            file=sys.stderr,
+        )
+    return {key: value for key, value in metrics.items() if is_figure(key)}
+
+
+def origin(trainer: DistillationTrainer, teacher: PreTrainedModel) -> str:
+    """Where the student comes from, in a sentence of its card."""
+    distillation, name = trainer.distillation, f"`{teacher.config.name_or_path}`"
+    objective = distillation.objective
+    if not objective.needs_teacher:
+        student = f"Fine-tuned from `{trainer.classifier.config.name_or_path}`."
+        return f"{student} {name} took no part; it is here for comparison."
+    if objective.looks_at & {"hidden", "attention"}:
+        return distillation.mapping.described.format(teacher=name)
+    parts = {"embeddings": "embedding" in objective.looks_at}
+    parts["predictions"] = "logits" in objective.looks_at and objective.alpha > 0
+    return f"Distilled from the {' and '.join(part for part, used in parts.items() if used)} of {name}."
+
+
+def write_layers(trainer: DistillationTrainer, folder: Path) -> list[Path]:
+    """Flows and layer weights over the run, and pictures of both, where layers were matched; the pictures."""
+    trainer.layer_history.write(folder)
+    if not trainer.layer_history.has_records:
+        return []
+    # A heavy import, which a run without layers does without.
+    from bert_emd import pictures
+
+    names = trainer.distillation.mapping.pictures
+    drawn = [name for name in names if pictures.PICTURES[name](folder, folder / name) is not None]
+    return [folder / f"{name}.png" for name in drawn]
