@@ -33,14 +33,18 @@ import looped
 
 import quickstart
 from bert_emd.attention_scores import expose_attention
+from bert_emd.distillation import Distillation
 from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
-from bert_emd.layer_transport import SOLVERS, LayerTransport, solve_transport
-from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
-from bert_emd.student import Student, layer_outputs
+from bert_emd.layer_outputs import LayerOutputs, layer_outputs
+from bert_emd.layer_transport import LayerTransport, solve_transport
+from bert_emd.mappings import SOLVERS
+from bert_emd.objectives import PARTS, LayerCosts, Objective
+from bert_emd.student import make_projections
 from bert_emd.teacher_cache import Layout, TeacherCache
 from bert_finetune.data import load_split, tokenize
 from bert_finetune.files import write_atomically, write_json
 from bert_finetune.glue import get_task
+from bert_finetune.task_kinds import Classification
 
 HERE = Path(__file__).resolve().parent
 # The paper's models: BERT-base as teacher, TinyBERT's two shapes as students.
@@ -49,6 +53,7 @@ STUDENTS = {
     4: {"hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1200},
     6: {"hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 3072},
 }
+KIND = Classification({"0": "no", "1": "yes"})
 VOCABULARY = 30522
 BATCH, LENGTH = 32, 128
 READ, PRODUCT = 1 << 27, 4096  # elements to read, and rows of a square matrix, for the machine's limits
@@ -158,10 +163,10 @@ def layer_losses(machine: Machine, student_layers: int, batch: int, length: int)
     works = {"looped": theirs}
     for kernel in KERNELS[machine.device.type]:
         mapping = LayerTransport(student_layers, TEACHER["num_hidden_layers"], solver="pot")
-        objective = Objective(mapping, LayerCosts(length, kernel=kernel), 1.0, use_prediction=False)
+        objective = Objective(KIND, LayerCosts(length, kernel=kernel), 1.0, looks_at=PARTS - {"logits"})
 
-        def ours(objective=objective):
-            objective(student, teacher, mask, None)[0].backward()
+        def ours(objective=objective, mapping=mapping):
+            objective(mapping, student, teacher, mask, None)[0].backward()
             forget((*student.hidden_states, *student.attention))
 
         works[kernel] = ours
@@ -274,14 +279,13 @@ class OurStep:
     def __init__(self, machine: Machine, student, teacher, bf16: bool, kernel: str | None = None):
         for model in (student, teacher):
             expose_attention(model, "--teacher_model", LENGTH)
-        self.student = Student(student, TEACHER["hidden_size"]).to(machine.device).train()
         self.teacher, self.device, self.bf16 = teacher, machine.device.type, bf16
-        self.objective = Objective(
-            LayerTransport(4, TEACHER["num_hidden_layers"], solver="pot"),
-            LayerCosts(LENGTH, kernel=kernel),
-            beta=0.01,
-        )
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5)
+        self.objective = Objective(KIND, LayerCosts(LENGTH, kernel=kernel), beta=0.01)
+        mapping = LayerTransport(4, TEACHER["num_hidden_layers"], solver="pot")
+        projections = make_projections(student, TEACHER["hidden_size"])
+        distillation = Distillation(student, self.objective, mapping, projections)
+        self.distillation = distillation.to(machine.device).train()
+        self.optimizer = torch.optim.AdamW(self.distillation.parameters(), lr=1e-5)
 
     def ask_teacher(self, inputs) -> LayerOutputs:
         with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
@@ -289,16 +293,16 @@ class OurStep:
 
     def ask_student(self, inputs) -> LayerOutputs:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            return self.student(parts=self.objective.looks_at, **inputs)
+            return self.distillation.student_outputs(**inputs)
 
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def __call__(self, inputs, answers: LayerOutputs | None = None) -> None:
-        ours = self.ask_student(inputs)
-        loss, _, _ = self.objective(ours, answers or self.ask_teacher(inputs), inputs["attention_mask"], None)
-        loss.backward()
+        answers = answers or self.ask_teacher(inputs)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            self.distillation(**inputs, teacher=answers).loss.backward()
         self.update()
 
 
@@ -352,7 +356,8 @@ def table_profile(machine: Machine, options: argparse.Namespace) -> list[dict]:
             at["ours"] = step.ask_student(inputs)
 
         def losses(step=step, at=at):
-            at["loss"] = step.objective(at["ours"], at["theirs"], inputs["attention_mask"], None)[0]
+            whole = step.distillation
+            at["loss"] = whole.objective(whole.mapping, at["ours"], at["theirs"], inputs["attention_mask"], None)[0]
 
         works = {
             "teacher": teacher,

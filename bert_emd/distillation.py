@@ -56,11 +56,15 @@ class Distillation(nn.Module):
         needs none. In evaluation the student's own output."""
         if not self.training:
             return self.student(labels=labels, **inputs)
-        outputs = layer_outputs(self.student, self.objective.looks_at, **inputs)
-        outputs = LayerOutputs(outputs.logits, self._project(outputs.hidden_states), outputs.attention)
+        outputs = self.student_outputs(**inputs)
         # A run in bfloat16 has its models in it, not its losses.
         with torch.autocast(inputs["input_ids"].device.type, enabled=False):
             return DistillationOutput(*self.objective(self.mapping, outputs, teacher, inputs["attention_mask"], labels))
+
+    def student_outputs(self, **inputs) -> LayerOutputs:
+        """What the objective looks at, hidden states projected to the teacher's width."""
+        outputs = layer_outputs(self.student, self.objective.looks_at, **inputs)
+        return LayerOutputs(outputs.logits, self._project(outputs.hidden_states), outputs.attention)
 
     def _project(self, hidden_states: tuple[torch.Tensor | None, ...] | None) -> tuple | None:
         if hidden_states is None or not len(self.projections):

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from bert_emd.attention_scores import LONGEST_SCORES, expose_attention
-from bert_emd.student import layer_outputs
+from bert_emd.layer_outputs import layer_outputs
 from bert_finetune.errors import InputError
 
 ALL = frozenset({"logits", "embedding", "hidden", "attention"})

@@ -707,7 +707,10 @@ def test_full_disk(name, world, exits_with_2, monkeypatch):
 # When the user, or the system, ends a run
 
 INTERRUPTED = {  # where Ctrl-C comes, at which call of a function, and what the line says
-    "training": ("finetune", "bert_finetune.training.TaskTrainer.training_step", 3, "goes on from {w}/out/checkpoint-2"),
+    "training": (
+        *("finetune", "bert_finetune.training.TaskTrainer.training_step", 3),
+        "goes on from {w}/out/checkpoint-2",
+    ),
     "saving": ("finetune", "transformers.Trainer._save_rng_state", 2, "goes on from {w}/out/checkpoint-2"),
     "the first step": ("distil", "bert_emd.trainer.DistillationTrainer.compute_loss", 1, "there is no checkpoint yet"),
     "tokenising": ("distil", "bert_finetune.data.tokenize", 1, "interrupted"),

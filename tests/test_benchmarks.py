@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import ROOT
 
+from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
+from bert_emd.objectives import PARTS, LayerCosts, Objective
+from bert_finetune.task_kinds import Regression
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench
@@ -44,12 +46,13 @@ def test_looped_and_ours_are_the_same_loss():
     student, teacher = ((torch.randn(layers + 1, 3, 5, 8), torch.randn(layers, 3, 2, 5, 5)) for layers in (2, 3))
     student[0].requires_grad_()
     transport = looped.LoopedTransport(2, 3)
-    objective = Objective(LayerTransport(2, 3), LayerCosts(5, count_padding=True), 1.0, use_prediction=False)
+    mapping = LayerTransport(2, 3)
+    objective = Objective(Regression(), LayerCosts(5, count_padding=True), 1.0, looks_at=PARTS - {"logits"})
     for _ in range(3):
         theirs = sum(transport(student[1], teacher[1], student[0], teacher[0]))
         (their_grad,) = torch.autograd.grad(theirs, student[0])
         sides = [LayerOutputs(None, tuple(hidden), tuple(scores)) for hidden, scores in (student, teacher)]
-        ours, _, _ = objective(*sides, torch.ones(3, 5, dtype=torch.long), None)
+        ours, _, _ = objective(mapping, *sides, torch.ones(3, 5, dtype=torch.long), None)
         (our_grad,) = torch.autograd.grad(ours, student[0])
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(our_grad, their_grad)

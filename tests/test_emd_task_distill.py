@@ -10,7 +10,8 @@ from conftest import SHARED, official_head, save_bert
 from glue_files import write_task
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, pipeline
 
-from bert_emd.emd_task_distill import main, parse
+from bert_emd.arguments import read_options
+from bert_emd.emd_task_distill import main
 from bert_emd.objectives import LayerCosts
 from bert_emd.recipes import has_bf16
 from bert_finetune.glue import TASKS
@@ -188,11 +189,11 @@ def test_two_sets_of_weights(option, teacher, glue_dir, tmp_path):
 
 def test_recipe_values_give_way_to_the_command_line(teacher, glue_dir, tmp_path):
     arguments = [str(a) for a in command(teacher, glue_dir, tmp_path / "out", task="MRPC")]
-    distillation, task_args, args = parse(arguments)
+    distillation, task_args, args = read_options(arguments, "")
     assert (distillation.beta, distillation.T_emd, args.learning_rate) == (0.001, 10, 2e-5)  # 4-layer column
     assert (args.num_train_epochs, task_args.max_seq_length) == (2, 32)
-    distillation, _, args = parse(
-        [*arguments, "--beta", "0.5", "--learning_rate", "1e-3", "--warmup_proportion", "0.2"]
+    distillation, _, args = read_options(
+        [*arguments, "--beta", "0.5", "--learning_rate", "1e-3", "--warmup_proportion", "0.2"], ""
     )
     assert (distillation.beta, args.learning_rate, args.warmup_steps) == (0.5, 1e-3, 0.2)
 
@@ -329,7 +330,7 @@ def test_compiled_models(teacher, glue_dir, tmp_path, monkeypatch):
     run(*command(teacher, glue_dir, tmp_path / "eager", "--beta", 1))
     compiled = []
     monkeypatch.setattr("bert_finetune.training._NOT_COMPILED", ())
-    monkeypatch.setattr("bert_emd.emd_task_distill.LayerCosts", lambda *args: LayerCosts(*args[:2]))
+    monkeypatch.setattr("bert_emd.task_distillation.LayerCosts", lambda *args: LayerCosts(*args[:2]))
     monkeypatch.setattr(
         PreTrainedModel,
         "compile",
@@ -349,7 +350,7 @@ def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tm
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     if "flags" in flags:
         assert has_bf16(use_cpu=True) == ("avx512_bf16" in flags or "amx_bf16" in flags)
-    monkeypatch.setattr("bert_emd.emd_task_distill.has_bf16", lambda use_cpu: True)
+    monkeypatch.setattr("bert_emd.arguments.has_bf16", lambda use_cpu: True)
     for more, expected in (
         ([], True),
         (["--bf16", "False"], False),
@@ -357,7 +358,7 @@ def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tm
         (["--recipe", "authors-2022", "--bf16"], True),
     ):
         arguments = command(teacher, glue_dir, tmp_path / "out", *more)
-        assert parse([str(argument) for argument in arguments])[2].bf16 == expected
+        assert read_options([str(argument) for argument in arguments], "")[2].bf16 == expected
     run(*command(teacher, glue_dir, tmp_path / "bf16", "--beta", 1))
     run(*command(teacher, glue_dir, tmp_path / "float32", "--beta", 1, "--bf16", "False"))
     ours, theirs = results(tmp_path / "bf16"), results(tmp_path / "float32")

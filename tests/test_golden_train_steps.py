@@ -11,37 +11,42 @@ from datasets import Dataset
 from transformers import TrainerCallback, default_data_collator
 
 from bert_emd.attention_scores import expose_attention
+from bert_emd.distillation import Distillation
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerCosts, Objective
-from bert_emd.student import Student, stored_projections, use_relu_head
+from bert_emd.student import make_projections, stored_projections, use_relu_head
 from bert_emd.trainer import DistillationTrainer
-from bert_finetune.arguments import RunArguments
 from bert_finetune.checkpoints import load_classifier
 from bert_finetune.glue import get_task
+from bert_finetune.run_arguments import RunArguments
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 6
 TERMS = ("attention_loss", "hidden_loss", "embedding_loss", "soft_loss")
 
 
-class Watched(Objective):
+class Watched:
     """An objective that keeps what each step gave."""
 
-    def forward(self, *arguments):
-        loss, terms, transport = super().forward(*arguments)
-        weights = [vector.numpy().copy() for vector in self.mapping.hidden_weights]
+    def __init__(self, objective: Objective):
+        self.looks_at, self.needs_teacher = objective.looks_at, objective.needs_teacher
+        self.objective, self.seen = objective, []
+
+    def __call__(self, mapping, student, teacher, *more):
+        loss, terms, matching = self.objective(mapping, student, teacher, *more)
+        weights = [vector.numpy().copy() for vector in mapping.hidden_weights]
         self.seen.append(
             {
                 "loss": loss.item(),
-                "logits": arguments[0].logits.detach(),
-                "teacher": arguments[1].logits,
-                "hidden_states": [[state.detach() for state in side.hidden_states] for side in arguments[:2]],
-                "attention": [[scores.detach() for scores in side.attention] for side in arguments[:2]],
+                "logits": student.logits.detach(),
+                "teacher": teacher.logits,
+                "hidden_states": [[state.detach() for state in side.hidden_states] for side in (student, teacher)],
+                "attention": [[scores.detach() for scores in side.attention] for side in (student, teacher)],
                 "weights": weights,
             }
             | {name: terms[name].item() for name in TERMS}
         )
-        return loss, terms, transport
+        return loss, terms, matching
 
 
 class StopAfterSixSteps(TrainerCallback):
@@ -73,17 +78,12 @@ def test_six_steps(case, max_seq_length, tmp_path):
         expose_attention(m, "--teacher_model", max_seq_length)
         if "relu" in case:
             use_relu_head(m)
-    student = Student(model, 36, "shared", stored_projections(student_folder, 36))
+    projections = make_projections(model, 36, "shared", stored_projections(student_folder, 36))
 
     names = ("input_ids", "token_type_ids", "attention_mask", "labels")
     rows = {name: np.concatenate([values[f"step{k}/{name}"] for k in range(STEPS)]) for name in names}
-    objective = Watched(
-        LayerTransport(2, 4),
-        LayerCosts(rows["input_ids"].shape[1], count_padding=True),
-        beta=0.01,
-        regression=task.is_regression,
-    )
-    objective.seen = []
+    costs = LayerCosts(rows["input_ids"].shape[1], count_padding=True)
+    objective = Watched(Objective(task.kind, costs, beta=0.01))
     args = RunArguments(
         output_dir=str(tmp_path / "out"),
         per_device_train_batch_size=4,
@@ -98,9 +98,8 @@ def test_six_steps(case, max_seq_length, tmp_path):
         use_cpu=True,
     )
     trainer = DistillationTrainer(
-        student,
+        Distillation(model, objective, LayerTransport(2, 4), projections),
         teacher,
-        objective,
         args,
         task,
         None,
@@ -133,8 +132,8 @@ def test_six_steps(case, max_seq_length, tmp_path):
         for ours, side in zip(step["weights"], ("student", "teacher"), strict=True):
             np.testing.assert_allclose(ours, get[f"{side}_weight"], atol=1e-5)
     after = {k.removeprefix("student/after/"): values[k] for k in values.files if k.startswith("student/after/")}
-    ours = student.model.state_dict() | {
-        f"share_fit_dense.{kind}": getattr(student.projections[0], kind).detach() for kind in ("weight", "bias")
+    ours = model.state_dict() | {
+        f"share_fit_dense.{kind}": getattr(projections[0], kind).detach() for kind in ("weight", "bias")
     }
     compared = [name for name in after if not name.startswith("fit_denses.")]  # those are not trained
     assert set(compared) == set(ours)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
+from bert_emd.objectives import PARTS, LayerCosts, Objective
+from bert_finetune.task_kinds import Regression
 
 CASES = sorted((Path(__file__).parent / "golden").glob("transport_*.npz"))
 NAMES = {"attention": "att", "hidden": "rep"}
@@ -35,11 +37,11 @@ def test_four_steps(path, solver, form):
         hidden = torch.tensor(get("student_hidden"), requires_grad=True)
         attention_mask = torch.tensor(get("attention_mask"))
         check_weights(transport, get, "before")
-        objective = Objective(
-            transport, LayerCosts(attention_mask.shape[1], count_padding=True), beta=1.0, use_prediction=False
-        )
+        costs = LayerCosts(attention_mask.shape[1], count_padding=True)
+        objective = Objective(Regression(), costs, beta=1.0, looks_at=PARTS - {"logits"})
         attention = tuple if form == "scores" else factors
         loss, terms, _ = objective(
+            transport,
             LayerOutputs(None, tuple(hidden), attention(scores)),
             LayerOutputs(
                 None, tuple(torch.tensor(get("teacher_hidden"))), attention(torch.tensor(get("teacher_scores")))

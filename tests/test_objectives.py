@@ -7,18 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from bert_emd.layer_transport import WEIGHT_UPDATES, LayerTransport
-from bert_emd.objectives import (
-    FixedMapping,
-    LayerCosts,
-    LayerOutputs,
-    Objective,
-    evenly_spaced_layers,
-    fixed_mapping,
-    prediction_loss,
-)
+from bert_emd.layer_outputs import LayerOutputs
+from bert_emd.layer_transport import LayerTransport
+from bert_emd.mappings import WEIGHT_UPDATES
+from bert_emd.objectives import PARTS, LayerCosts, Objective, prediction_loss
 from bert_finetune.errors import InputError
+from bert_finetune.task_kinds import Classification, Regression
 
+KIND = Classification({"0": "no", "1": "yes"})
 GOLDEN = Path(__file__).parent / "golden"
 HEADS, LENGTH, WIDTH, M, N = 2, 5, 6, 2, 3
 
@@ -45,33 +41,6 @@ def scores(attention):
 
 def mask(*lengths, length=LENGTH):
     return (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
-
-
-def test_evenly_spaced_layers():
-    assert evenly_spaced_layers(3, 6) == [2, 4, 6]
-    assert evenly_spaced_layers(4, 12) == [3, 6, 9, 12]
-    assert evenly_spaced_layers(5, 12) == [3, 5, 8, 10, 12]
-    assert evenly_spaced_layers(1, 6) == [6]
-    assert evenly_spaced_layers(6, 6) == [1, 2, 3, 4, 5, 6]
-
-
-def test_fixed_mappings():
-    assert fixed_mapping("uniform", 4, 12) == [(1, 3), (2, 6), (3, 9), (4, 12)]
-    assert fixed_mapping("skip", 6, 12) == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
-    assert fixed_mapping("last", 6, 12) == [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]
-    assert fixed_mapping("uniform", 3, 2) == [(1, 1), (2, 2), (3, 2)]
-    assert fixed_mapping("last", 4, 2) == [(1, 1), (2, 1), (3, 1)]
-    assert fixed_mapping("uniform", 1, 1) == [(1, 1)]
-    for kind in ("skip", "last"):
-        with pytest.raises(InputError, match=f"--layer_mapping {kind}: leaves a student's last layer to the predictio"):
-            fixed_mapping(kind, 1, 6)
-
-
-def test_fixed_mapping_is_the_mean_of_its_pairs():
-    costs = torch.arange(6.0).view(2, 3)
-    result = FixedMapping([(1, 2), (2, 3)], 2, 3)(attention=costs)
-    assert result.attention_loss.item() == (1 + 5) / 2
-    assert result.hidden_loss is None and result.hidden_flow is None
 
 
 @pytest.mark.parametrize("form", ["scores", "factors"])
@@ -133,9 +102,9 @@ def test_prediction_loss_against_the_authors_code():
             name.split("/")[1]: torch.as_tensor(values[name]) for name in values.files if name.startswith(f"{case}/")
         }
         logits = get["student_logits"].clone().requires_grad_()
-        regression = int(get["classes"]) == 1
+        kind = Regression() if int(get["classes"]) == 1 else KIND
         total, terms = prediction_loss(
-            logits, get["teacher_logits"], get["labels"], float(get["T"]), float(get["alpha"]), regression
+            kind, logits, get["teacher_logits"], get["labels"], float(get["T"]), float(get["alpha"])
         )
         total.backward()
         assert total.item() == pytest.approx(get["total"].item(), rel=1e-5)
@@ -145,51 +114,48 @@ def test_prediction_loss_against_the_authors_code():
 
 
 def objective(**changes):
-    return Objective(LayerTransport(M, N), LayerCosts(16), **{"beta": 0.1, "theta": 3.0} | changes)
+    return Objective(KIND, LayerCosts(16), **{"beta": 0.1, "theta": 3.0} | changes)
 
 
 def test_total_is_the_weighted_sum_of_the_terms():
     student, teacher, labels = outputs(M, 1), outputs(N, 2), torch.tensor([0, 1, 1])
-    total, terms, transport = objective(alpha=0.25, temperature=2.0)(student, teacher, mask(5, 3, 1), labels)
+    whole = objective(alpha=0.25, temperature=2.0)
+    total, terms, matching = whole(LayerTransport(M, N), student, teacher, mask(5, 3, 1), labels)
     layers = 3.0 * (terms["attention_loss"] + terms["hidden_loss"]) + terms["embedding_loss"]
     predictions = 0.25 * terms["soft_loss"] + 0.75 * terms["hard_loss"]
     assert total.item() == pytest.approx((0.1 * layers + predictions).item(), rel=1e-6)
-    assert transport.attention_flow.shape == (M, N)
+    assert matching.attention_flow.shape == (M, N)
     embedding = (student.hidden_states[0] - teacher.hidden_states[0])[mask(5, 3, 1).bool()] ** 2
     assert terms["embedding_loss"].item() == pytest.approx(embedding.mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("off", ["use_attention", "use_hidden", "use_embedding", "use_prediction"])
+@pytest.mark.parametrize("off", sorted(PARTS))
 def test_each_term_can_be_left_out(off):
     student, teacher, labels = outputs(M, 1, requires_grad=True), outputs(N, 2), torch.tensor([0, 1, 1])
-    loss, terms, _ = objective(**{off: False})(student, teacher, mask(5, 3, 1), labels)
+    rest = objective(looks_at=PARTS - {off})
+    loss, terms, _ = rest(LayerTransport(M, N), student, teacher, mask(5, 3, 1), labels)
     loss.backward()
-    gone = {
-        "use_attention": "attention",
-        "use_hidden": "hidden",
-        "use_embedding": "embedding",
-        "use_prediction": "soft",
-    }
-    assert set(terms) == {f"{name}_loss" for name in gone.values() if name != gone[off]}
-    assert (student.attention[0].grad is None) == (off == "use_attention")
+    assert set(terms) == {f"{'soft' if part == 'logits' else part}_loss" for part in PARTS - {off}}
+    assert (student.attention[0].grad is None) == (off == "attention")
 
 
 def test_labels_alone_need_no_teacher():
-    plain = Objective(None, LayerCosts(16), beta=0.1, alpha=0.0)
-    assert not plain.needs_teacher and plain.looks_at == {"logits"}
+    alone = frozenset({"logits"})
+    plain = objective(alpha=0.0, looks_at=alone)
+    assert not plain.needs_teacher
     student, labels = outputs(M, 1), torch.tensor([0, 1, 1])
-    loss, terms, transport = plain(LayerOutputs(student.logits), None, mask(5, 3, 1), labels)
+    loss, terms, matching = plain(None, LayerOutputs(student.logits), None, mask(5, 3, 1), labels)
     assert loss.item() == pytest.approx(functional.cross_entropy(student.logits, labels).item())
-    assert set(terms) == {"hard_loss"} and transport is None
-    assert Objective(None, LayerCosts(16), beta=0.1).needs_teacher
-    assert objective(use_hidden=False).looks_at == {"logits", "attention", "embedding"}
+    assert set(terms) == {"hard_loss"} and matching is None
+    assert objective(looks_at=alone).needs_teacher
+    assert objective(alpha=0.0, looks_at=PARTS - {"hidden"}).needs_teacher
     with pytest.raises(InputError, match="no loss is left to train with"):
-        Objective(None, LayerCosts(16), beta=0.1, use_prediction=False)
+        objective(looks_at=frozenset())
 
 
 @st.composite
 def _steps(draw):
-    """Two models' outputs, some of their layers alike, a mask, and the module that compares them, its weights drawn."""
+    """Two models' outputs, some of their layers alike, a mask, a mapping with drawn weights, and the loss."""
     m, n, batch = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
     lengths = draw(st.lists(st.integers(1, LENGTH), min_size=batch, max_size=batch))
     form, counted = draw(st.sampled_from(["scores", "factors"])), draw(st.booleans())
@@ -199,38 +165,38 @@ def _steps(draw):
         student.hidden_states[1 + i].data.copy_(teacher.hidden_states[1 + j])
         student.attention[i].data.copy_(teacher.attention[j])
     update, merge = draw(st.sampled_from(WEIGHT_UPDATES)), draw(st.booleans())
-    module = Objective(LayerTransport(m, n, update, 5.0, merge), LayerCosts(LENGTH, counted), beta=0.1)
-    for weights in (*module.mapping.attention_weights, *module.mapping.hidden_weights):
+    mapping, whole = LayerTransport(m, n, update, 5.0, merge), Objective(KIND, LayerCosts(LENGTH, counted), beta=0.1)
+    for weights in (*mapping.attention_weights, *mapping.hidden_weights):
         drawn = draw(st.lists(st.floats(1e-12, 1), min_size=len(weights), max_size=len(weights)))
         weights.copy_(torch.tensor(drawn, dtype=torch.float64) / sum(drawn))
-    return student, teacher, mask(*lengths, length=size["length"]), module
+    return student, teacher, mask(*lengths, length=size["length"]), mapping, whole
 
 
 @given(_steps())
 @settings(max_examples=150, deadline=None)
 def test_never_nan(step):
     """Any M and N, a batch of one, one token, layers that are alike: finite losses, gradients and weights."""
-    student, teacher, attention_mask, module = step
+    student, teacher, attention_mask, mapping, whole = step
     for _ in range(3):
-        before = [weights.clone() for weights in module.mapping.hidden_weights]
-        loss, terms, transport = module(student, teacher, attention_mask, None)
+        before = [weights.clone() for weights in mapping.hidden_weights]
+        loss, terms, matching = whole(mapping, student, teacher, attention_mask, None)
         loss.backward()
         assert all(torch.isfinite(term) and term >= 0 for term in terms.values())
         for tensor in (student.logits, *student.hidden_states, *student.attention):
             assert torch.isfinite(tensor.grad).all()
         for axis, weights in enumerate(before):
-            np.testing.assert_allclose(transport.hidden_flow.sum(axis=1 - axis), weights, atol=1e-9)
-        for weights in (*module.mapping.attention_weights, *module.mapping.hidden_weights):
+            np.testing.assert_allclose(matching.hidden_flow.sum(axis=1 - axis), weights, atol=1e-9)
+        for weights in (*mapping.attention_weights, *mapping.hidden_weights):
             assert torch.isfinite(weights).all() and weights.sum().item() == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_teacher_itself_as_student_keeps_uniform_weights(batch):
     same = outputs(M, 1, length=1, batch=batch)
-    module = Objective(LayerTransport(M, M), LayerCosts(16), beta=0.1)
+    mapping = LayerTransport(M, M)
     for _ in range(4):
-        loss, terms, _ = module(same, same, mask(*[1] * batch, length=1), None)
+        loss, terms, _ = objective()(mapping, same, same, mask(*[1] * batch, length=1), None)
         assert torch.isfinite(loss)
         assert terms["hidden_loss"].item() == terms["attention_loss"].item() == 0
-    for weights in module.mapping.hidden_weights:
+    for weights in mapping.hidden_weights:
         np.testing.assert_allclose(weights.numpy(), 1 / M)

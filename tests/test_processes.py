@@ -10,8 +10,10 @@ import torch
 import torch.multiprocessing as multiprocessing
 from conftest import ROOT
 
+from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import LayerCosts, LayerOutputs, Objective
+from bert_emd.objectives import LayerCosts, Objective
+from bert_finetune.task_kinds import Classification
 
 M, N, BATCH, HEADS, LENGTH, WIDTH = 2, 3, 4, 2, 5, 6
 
@@ -37,13 +39,13 @@ def steps(rows: slice) -> tuple[list[float], list, dict]:
         LayerOutputs(o.logits[rows], *(tuple(x[rows] for x in part) for part in (o.hidden_states, o.attention)))
         for o in (student, teacher)
     ]
-    objective = Objective(LayerTransport(M, N), LayerCosts(8), beta=0.1)
+    mapping, objective = LayerTransport(M, N), Objective(Classification({"0": "a", "1": "b"}), LayerCosts(8), beta=0.1)
     losses, flows = [], []
     for _ in range(3):
-        loss, _, transport = objective(*parts, mask[rows], None)
+        loss, _, matching = objective(mapping, *parts, mask[rows], None)
         losses.append(loss.item())
-        flows.append(transport.hidden_flow)
-    return losses, flows, objective.state_dict()
+        flows.append(matching.hidden_flow)
+    return losses, flows, mapping.state_dict()
 
 
 def worker(rank: int, address: str, results) -> None:

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from bert_emd.emd_task_distill import parse
+from bert_emd.arguments import read_options
+from bert_emd.emd_task_distill import __doc__ as description
 from bert_emd.recipes import RECIPES, recipe_defaults
 from bert_finetune.glue import TASKS
 
@@ -59,9 +60,11 @@ def test_schedule_of_the_two_stages(recipe, first, second):
 
 def test_help_says_which_defaults_the_recipe_chooses(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        parse(["--help"])
+        read_options(["--help"], description)
     shown = capsys.readouterr().out
-    assert exit_info.value.code == 0 and "    python emd_task_distill.py --teacher_model my-classifier" in shown
+    assert (
+        exit_info.value.code == 0 and "    python bert_emd/emd_task_distill.py --teacher_model my-classifier" in shown
+    )
     texts = {text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  --(?=\w)", shown)[1:]}
     for name in recipe_defaults("recommended", 4, "RTE"):
         assert "(default: by recipe, layers and task)" in texts[name], name

@@ -10,10 +10,9 @@ from transformers import (
     ElectraForSequenceClassification,
 )
 
-from bert_emd.attention_scores import expose_attention
 from bert_emd.student import (
     StoredProjections,
-    Student,
+    make_projections,
     parse_student_layers,
     stored_projections,
     student_from_teacher,
@@ -70,48 +69,26 @@ def test_student_is_the_teacher_s_own_layers(teacher):
     ("projection", "width", "maps"),
     [("auto", 24, 0), ("auto", 36, 3), ("per_layer", 24, 3), ("shared", 36, 1), ("none", 24, 0)],
 )
-def test_projections(projection, width, maps):
-    model = bert(2)
-    expose_attention(model, "--student_model", 128)
-    student = Student(model, width, projection)
-    assert len(student.projections) == maps
-    outputs = student(input_ids=IDS, parts=frozenset({"logits", "embedding", "hidden", "attention"}))
-    own = model(input_ids=IDS, output_hidden_states=True).hidden_states
-    for k, (projected, state) in enumerate(zip(outputs.hidden_states, own, strict=True)):
-        linear = student.projections[0 if projection == "shared" else k] if maps else torch.nn.Identity()
-        torch.testing.assert_close(projected, linear(state))
-    assert len(outputs.attention) == 2
-    torch.testing.assert_close(student(input_ids=IDS).logits, outputs.logits)
-
-
-def test_only_what_is_asked_for_is_returned():
-    model = bert(2)
-    expose_attention(model, "--student_model", 128)
-    student = Student(model, 36)
-    hidden = student(input_ids=IDS, parts=frozenset({"hidden"}))
-    assert hidden.logits is None and hidden.attention is None
-    assert [state is None for state in hidden.hidden_states] == [True, False, False]
-    embedding = student(input_ids=IDS, parts=frozenset({"embedding", "logits"}))
-    assert [state is None for state in embedding.hidden_states] == [False, True, True]
-    assert student(input_ids=IDS, parts=frozenset({"attention"})).hidden_states is None
+def test_number_of_maps(projection, width, maps):
+    assert len(make_projections(bert(2), width, projection)) == maps
 
 
 def test_no_projection_needs_equal_widths():
     with pytest.raises(InputError, match="--projection none: the student is 24 wide, the teacher 36"):
-        Student(bert(2), 36, "none")
+        make_projections(bert(2), 36, "none")
 
 
 def test_stored_maps_are_used():
     maps = {k: (torch.full((36, 24), float(k)), torch.full((36,), -float(k))) for k in range(4)}
     both = StoredProjections({k: maps[k] for k in range(3)}, maps[3])
     for projection in ("auto", "per_layer"):
-        student = Student(bert(2), 36, projection, both)
-        for k, linear in enumerate(student.projections):
+        for k, linear in enumerate(make_projections(bert(2), 36, projection, both)):
             assert (linear.weight == k).all() and (linear.bias == -k).all()
-    for student in (Student(bert(2), 36, "shared", both), Student(bert(2), 36, "auto", StoredProjections({}, maps[3]))):
-        assert len(student.projections) == 1 and (student.projections[0].weight == 3).all()
+    for projection, stored in (("shared", both), ("auto", StoredProjections({}, maps[3]))):
+        (linear,) = make_projections(bert(2), 36, projection, stored)
+        assert (linear.weight == 3).all()
     square = {0: (torch.zeros(24, 24), torch.zeros(24))}
-    assert len(Student(bert(2), 24, "auto", StoredProjections(square, None)).projections) == 3
+    assert len(make_projections(bert(2), 24, "auto", StoredProjections(square, None))) == 3
 
 
 def general_distilled(folder, maps, old_names=True):
@@ -149,10 +126,10 @@ def test_general_distilled_checkpoints(maps, old_names, tmp_path):
         if key.startswith("bert."):
             assert torch.equal(loaded[key], value), key
     stored = stored_projections(str(tmp_path / "tinybert"), 36)
-    student = Student(model, 36, "auto", stored)
+    projections = make_projections(model, 36, "auto", stored)
     names = maps or V2
-    assert len(student.projections) == len(names)
-    for name, linear in zip(maps, student.projections, strict=False):
+    assert len(projections) == len(names)
+    for name, linear in zip(maps, projections, strict=False):
         assert torch.equal(linear.weight, weights[f"{name}.weight"])
         assert torch.equal(linear.bias, weights[f"{name}.bias"])
 
@@ -169,16 +146,15 @@ def test_general_distilled_checkpoints(maps, old_names, tmp_path):
 def test_one_map_for_all_layers(name, projection, used, tmp_path):
     weights = general_distilled(tmp_path / "student", [name])
     stored = stored_projections(str(tmp_path / "student"), 36)
-    student = Student(bert(2), 36, projection, stored)
-    assert len(student.projections) == 1
-    assert torch.equal(student.projections[0].weight, weights[f"{name}.weight"]) == used
+    (linear,) = make_projections(bert(2), 36, projection, stored)
+    assert torch.equal(linear.weight, weights[f"{name}.weight"]) == used
 
 
 def test_maps_that_do_not_fit_the_student_are_refused(tmp_path):
     general_distilled(tmp_path / "student", [*V2, "fit_denses.3"])
     stored = stored_projections(str(tmp_path / "student"), 36)
     with pytest.raises(InputError, match=r"--student_model: its checkpoint has fit_denses\.3, but only 2 layers"):
-        Student(bert(2), 36, "auto", stored)
+        make_projections(bert(2), 36, "auto", stored)
     file = tmp_path / "student" / "pytorch_model.bin"
     weights = torch.load(file, weights_only=True)
     del weights["fit_denses.1.bias"]

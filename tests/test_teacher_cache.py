@@ -16,8 +16,7 @@ from transformers import (
 from bert_emd import teacher_cache
 from bert_emd.attention_scores import LONGEST_SCORES, expose_attention
 from bert_emd.emd_task_distill import main
-from bert_emd.objectives import LayerOutputs
-from bert_emd.student import layer_outputs
+from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.teacher_cache import Layout, TeacherCache, plan_cache
 
 ALL = frozenset({"logits", "embedding", "hidden", "attention"})
