@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Without a GPU Triton's kernels are interpreted. Read when it is imported, which transformers does.
 os.environ["TRITON_INTERPRET"] = "0" if Path("/dev/nvidiactl").exists() else "1"
+# Small models gain nothing from more threads, and tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -17,8 +19,6 @@ from bert_finetune.glue import get_task
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-torch.set_num_threads(2)
 
 
 def save_bert(
@@ -66,13 +66,13 @@ def pretrained(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def float32_by_default(monkeypatch):
     """The tests' figures are the same on every machine."""
-    monkeypatch.setattr("bert_emd.emd_task_distill.has_bf16", lambda use_cpu: False)
+    monkeypatch.setattr("bert_emd.arguments.has_bf16", lambda use_cpu: False)
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     """A tiny "fine-tuned" teacher for RTE: 4 layers x 24."""
-    return save_bert(tmp_path_factory.mktemp("models") / "teacher", get_task("RTE").class_names)
+    return save_bert(tmp_path_factory.mktemp("models") / "teacher", get_task("RTE").kind.output_names)
 
 
 @pytest.fixture(scope="session")
