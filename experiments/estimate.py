@@ -1,6 +1,5 @@
 """How long a suite will take, from a few steps of some of its runs."""
 
-import json
 import math
 import tempfile
 import time
@@ -10,10 +9,13 @@ from pathlib import Path
 
 from bert_emd.recipes import recipe_defaults
 from bert_finetune.errors import InputError
+from bert_finetune.files import read_json
 from bert_finetune.glue import TASKS
 from bert_finetune.tables import read_table
-from experiments.engines import Run, as_arguments, last_error, run_script
+from experiments.execution import last_error, run_script
 from experiments.plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
+from experiments.planned_runs import PlannedRun, as_arguments
+from experiments.progress import duration, table_of_runs
 
 STEPS = 8
 _FEW_STEPS = {"max_steps": STEPS, "eval_strategy": "no", "save_strategy": "no", "do_predict": False}
@@ -22,14 +24,36 @@ _FORWARD = 1 / 3
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunTime:
     """Seconds of one step, and of all that a run does once: start, reading, the last evaluation, saving."""
 
     step: float
     once: float
 
 
-def estimate(plan: Plan, runs: list[Run], environment: dict[str, str]) -> dict[str, float]:
+def show_what_is_left(plan: Plan, runs: list[PlannedRun], environments: list[dict[str, str]]) -> None:
+    """Print the commands of all runs that are not done, and about how long they take."""
+    left = [run for run in runs if not run.is_done()]
+    for run in left:
+        print(run.shown)
+    print(f"\n{len(left)} of {len(runs)} runs to go")
+    seconds = estimate(plan, runs, environments[0])
+
+    def summed(runs: list[PlannedRun]) -> str:
+        here = [seconds[run.name] for run in runs if run.name in seconds]
+        return duration(sum(here)) if here else ""
+
+    total = sum(seconds.values())
+    print(
+        *("", *table_of_runs(runs, summed), ""),
+        f"An estimate, from {STEPS} steps of some runs on this machine: {duration(total)} one after the other, "
+        f"{duration(total / len(environments))} with {len(environments)} side by side.",
+        "Steps after the first few are often faster, and the teacher's answers, once kept, save more.",
+        sep="\n",
+    )
+
+
+def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) -> dict[str, float]:
     """Name of every run that is not done -> its seconds.
 
     Measured are `STEPS` steps of each task's teacher and of a student by the baseline, and for the first task of each
@@ -41,7 +65,7 @@ def estimate(plan: Plan, runs: list[Run], environment: dict[str, str]) -> dict[s
     tasks, sizes, methods = (list(dict.fromkeys(getattr(r, key) for r in wanted)) for key in ("task", "size", "method"))
     with tempfile.TemporaryDirectory() as folder:
 
-        def measure(run: Run) -> Cost:
+        def measure(run: PlannedRun) -> RunTime:
             print(f"measuring {STEPS} steps of {run.name.removesuffix(f'/seed-{run.seed}')}", flush=True)
             return _measure(run, Path(folder), environment)
 
@@ -52,7 +76,7 @@ def estimate(plan: Plan, runs: list[Run], environment: dict[str, str]) -> dict[s
             if (size, method) not in first:
                 first[size, method] = measure(students[tasks[0], size, method])
 
-    def cost(run: Run) -> Cost:
+    def time_of(run: PlannedRun) -> RunTime:
         if run.seed is None:
             return teachers[run.task]
         alike = first[run.size, plan.baseline], first[sizes[0], run.method]
@@ -60,10 +84,10 @@ def estimate(plan: Plan, runs: list[Run], environment: dict[str, str]) -> dict[s
         return replace(base[run.task], step=base[run.task].step * factor)
 
     rows = {task: _rows(plan, task) for task in {run.task for run in left}}
-    return {run.name: _seconds(_resolved(run), cost(run), *rows[run.task]) for run in left}
+    return {run.name: _seconds(_resolved(run), time_of(run), *rows[run.task]) for run in left}
 
 
-def _measure(run: Run, folder: Path, environment: dict[str, str]) -> Cost:
+def _measure(run: PlannedRun, folder: Path, environment: dict[str, str]) -> RunTime:
     """Do a few steps of a run in `folder`; its teacher is the one there, if it has not been trained yet.
 
     A teacher's cache is in `folder` as well, the run's own: a few answers that no later run is to find, and none from
@@ -82,8 +106,8 @@ def _measure(run: Run, folder: Path, environment: dict[str, str]) -> Cost:
         returncode = run_script(short.command, environment, log)
     if returncode:
         raise InputError(f"{run.name}: {last_error(short.log, returncode)}; tried with {short.shown}")
-    training = json.loads((short.folder / "eval_results.json").read_text())["train_seconds"]
-    return Cost(step=training / STEPS, once=time.monotonic() - begin - training)
+    training = read_json(short.folder / "eval_results.json")["train_seconds"]
+    return RunTime(step=training / STEPS, once=time.monotonic() - begin - training)
 
 
 def _rows(plan: Plan, name: str) -> tuple[int, int]:
@@ -95,7 +119,7 @@ def _rows(plan: Plan, name: str) -> tuple[int, int]:
     return train, sum(dev)
 
 
-def _resolved(run: Run) -> Namespace:
+def _resolved(run: PlannedRun) -> Namespace:
     """A run's options with their defaults. Of a recipe's, those of a 4-layer student: times do not depend on these."""
     arguments = as_arguments(run.options)
     if run.seed is None:
@@ -106,10 +130,10 @@ def _resolved(run: Run) -> Namespace:
     return parser.parse_known_args(arguments)[0]
 
 
-def _seconds(options: Namespace, cost: Cost, train_rows: int, dev_rows: int) -> float:
+def _seconds(options: Namespace, run_time: RunTime, train_rows: int, dev_rows: int) -> float:
     batch = options.per_device_train_batch_size * options.gradient_accumulation_steps
     epoch = math.ceil(train_rows / batch)
     steps = options.max_steps if options.max_steps > 0 else math.ceil(epoch * options.num_train_epochs)
     every = options.eval_steps or options.save_steps or (500 if options.evaluate_during_training else epoch)
     evaluations = 0 if options.eval_strategy == "no" else steps / (every * steps if every < 1 else every)
-    return cost.once + cost.step * (steps + evaluations * _FORWARD * dev_rows / batch)
+    return run_time.once + run_time.step * (steps + evaluations * _FORWARD * dev_rows / batch)

@@ -1,19 +1,20 @@
-"""Plans of suites: read from TOML, checked wholly, and unrolled into runs. plans/ holds some; README explains them."""
+"""Plans of suites: read from TOML, checked wholly, and unrolled into runs. docs/suites.md explains them."""
 
 import functools
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert_emd.emd_task_distill import DistillationArguments
-from bert_finetune.arguments import Parser, RunArguments, TaskArguments
+from bert_emd.arguments import DistillationArguments
+from bert_finetune.arguments import Parser, TaskArguments
 from bert_finetune.checkpoints import load_config
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS, Task
 from bert_finetune.run_glue import ModelArguments
-from experiments.engines import Run, as_arguments
+from experiments.planned_runs import PlannedRun, as_arguments
 
 # What a run's place in the plan decides, and what does not go with that.
 _GIVEN = """
@@ -29,18 +30,20 @@ _KINDS = {str: "texts", int: "whole numbers"}
 
 @dataclass(frozen=True)
 class Script:
-    """One of the two scripts that a suite runs. `given`: options that a plan must not set."""
+    """One of the two scripts that a suite runs. `arguments`: its own options; the Trainer's come with them. `given`:
+    options that a plan must not set."""
 
     path: str
     arguments: tuple[type, ...]
     given: tuple[str, ...]
 
     @functools.cached_property
-    def _checker(self) -> Parser:
+    def _checker(self) -> ArgumentParser:
         return self.parser()
 
-    def parser(self) -> Parser:
-        parser = Parser(*self.arguments, TaskArguments, RunArguments, description="")
+    def parser(self) -> ArgumentParser:
+        """All options of the script, none of them required."""
+        parser = Parser(*self.arguments, TaskArguments, description="").full()
         # A plan's table need not hold what another one gives.
         for action in parser._actions:
             action.required = False
@@ -57,7 +60,7 @@ class Script:
             try:
                 _, unknown = self._checker.parse_known_args(as_arguments({name: value}))
             except InputError as error:
-                raise InputError(f"{where}: {str(error).removesuffix('; see --help')}") from None
+                raise InputError(f"{where}: {str(error).removesuffix('; see --help')}") from error
             if unknown:
                 raise InputError(f"{where}: {self.path} has no option {name}")
 
@@ -85,18 +88,18 @@ class Plan:
     sizes: dict[str, dict]
     methods: dict[str, dict]
 
-    def runs(self, output_dir: Path) -> list[Run]:
+    def runs(self, output_dir: Path) -> list[PlannedRun]:
         """Every run, each teacher before its students. Raises InputError for a student that nothing is made from."""
         return [run for task in self.tasks for run in self._runs(task, output_dir)]
 
-    def _runs(self, task: str, output_dir: Path) -> Iterator[Run]:
+    def _runs(self, task: str, output_dir: Path) -> Iterator[PlannedRun]:
         shared = {"task_name": task, "data_dir": self.data_dir, "do_train": True}
         if self.teacher_folder:
             teacher, teacher_folder = None, self.teacher_folder.replace("{task}", task)
             shared["teacher_model"] = teacher_folder
         else:
             options = self.teacher[task] | shared
-            teacher = Run(task, "", "teacher", None, TEACHER_SCRIPT.path, options, output_dir / task / "teacher")
+            teacher = PlannedRun(task, "", "teacher", None, TEACHER_SCRIPT.path, options, output_dir / task / "teacher")
             yield teacher
         for size, of_size in self.sizes.items():
             for method, of_method in self.methods.items():
@@ -107,7 +110,7 @@ class Plan:
                 for seed in self.seeds:
                     folder = output_dir / task / size / method / f"seed-{seed}"
                     place = {"teacher_model": str(teacher.folder)} if teacher else {}
-                    yield Run(
+                    yield PlannedRun(
                         task, size, method, seed, STUDENT_SCRIPT.path, options | {"seed": seed}, folder, place, teacher
                     )
 

@@ -3,9 +3,10 @@
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from statistics import mean
 
-from experiments.engines import Run
+from experiments.planned_runs import PlannedRun
 
 _UP_AND_CLEAR = "\033[{}F\033[J"
 
@@ -18,29 +19,31 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def in_table(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def table_of_runs(runs: list[PlannedRun], content: Callable[[list[PlannedRun]], str]) -> list[str]:
+    """Lines of a table with a row for each task and size, a column for each method, the teacher's first.
 
-
-def by_cell(runs: list[Run]) -> tuple[list[str], list[str], dict[tuple[str, str], list[Run]]]:
-    """Rows (task and size) and columns (methods, the teacher's first) of a table, and the runs of each of its cells.
-
-    A task's teacher stands in the row of its first size.
+    content: what a cell says of its runs. A task's teacher stands in the row of its first size.
     """
-    cells = {}
+    cells: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in runs:
         sizes = [other.size for other in runs if other.task == run.task and other.seed is not None]
         size = sizes[0] if run.seed is None and sizes else run.size
         cells.setdefault((f"{run.task} {size}".strip(), run.method), []).append(run)
-    return list(dict.fromkeys(row for row, _ in cells)), list(dict.fromkeys(column for _, column in cells)), cells
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+
+    def cell(row: str, column: str) -> str:
+        here = cells.get((row, column))
+        return content(here) if here else ""
+
+    lines = [["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 class Progress:
     """Shows the state of all runs. `records`: run name -> record, of which `state`, `seconds` and `error` are read."""
 
-    def __init__(self, runs: list[Run], jobs: int, stream=None):
+    def __init__(self, runs: list[PlannedRun], jobs: int, stream=None):
         self._runs, self._jobs, self._stream = runs, jobs, stream or sys.stdout
         self._shown: dict[str, str] = {}
         self._begins: dict[str, float] = {}
@@ -55,10 +58,10 @@ class Progress:
         if self._stream.isatty():
             self._redraw(self._table(states, records))
         else:
-            self._report(states, records)
+            self._print_changes(states, records)
         self._shown = states
 
-    def _report(self, states: dict[str, str], records: dict[str, dict]) -> None:
+    def _print_changes(self, states: dict[str, str], records: dict[str, dict]) -> None:
         ended = sum(state in ("done", "failed", "skipped") for state in states.values())
         place = f"[{ended}/{len(states)}]"
         if not self._shown:
@@ -82,15 +85,13 @@ class Progress:
         self._height = len(lines)
 
     def _table(self, states: dict[str, str], records: dict[str, dict]) -> list[str]:
-        rows, columns, cells = by_cell(self._runs)
-
-        def cell(row: str, column: str) -> str:
-            here = [states[run.name] for run in cells.get((row, column), [])]
+        def counted(runs: list[PlannedRun]) -> str:
+            here = [states[run.name] for run in runs]
             counts = {state: here.count(state) for state in ("done", "running", "failed", "skipped")}
             marks = [f"{counts[state]} {state}" for state in ("running", "failed", "skipped") if counts[state]]
-            return ", ".join([f"{counts['done']}/{len(here)}", *marks]) if here else ""
+            return ", ".join([f"{counts['done']}/{len(here)}", *marks])
 
-        table = in_table([["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)])
+        table = table_of_runs(self._runs, counted)
         done = sum(state == "done" for state in states.values())
         failures = [f"{name}: {record['error']}" for name, record in records.items() if record["state"] == "failed"]
         return [*table, f"{done} of {len(states)} runs done{self._about(states, records)}", *failures[-3:]]
@@ -102,9 +103,9 @@ class Progress:
     def _left(self, states: dict[str, str], records: dict[str, dict]) -> float | None:
         """Seconds until all is done, by the means of the finished runs that are most alike; None: there are none."""
 
-        def likenesses(run: Run) -> list[tuple]:
-            kind = run.seed is None
-            return [(kind, run.task, run.size, run.method), (kind, run.task), (kind,), ()]
+        def likenesses(run: PlannedRun) -> list[tuple]:
+            is_teacher = run.seed is None
+            return [(is_teacher, run.task, run.size, run.method), (is_teacher, run.task), (is_teacher,), ()]
 
         known: dict[tuple, list[float]] = {}
         for run in self._runs:

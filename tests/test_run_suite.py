@@ -21,15 +21,17 @@ import suite_scripts
 from conftest import ROOT
 from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
 
+import experiments.engines
 import experiments.estimate
 import experiments.plan
 import experiments.progress
 from bert_finetune.errors import InputError
 from experiments import run_suite
-from experiments.engines import RayEngine
-from experiments.estimate import Cost, estimate
+from experiments.engines import MEMORY_PER_RUN, RayEngine, local_environments
+from experiments.estimate import RunTime, estimate
 from experiments.plan import read_plan
 from experiments.progress import Progress
+from experiments.suite import record_of
 
 
 @pytest.fixture
@@ -236,12 +238,12 @@ def test_estimate(plan, monkeypatch):
         ("[methods.emd]", "[methods.emd]\neval_steps = 0.5"),
     )
     measured = {
-        "RTE/teacher": Cost(1, 10),
-        "MRPC/teacher": Cost(2, 20),
-        "RTE/two/none/seed-1": Cost(1, 5),
-        "MRPC/two/none/seed-1": Cost(4, 7),
-        "RTE/two/emd/seed-1": Cost(3, 100),
-        "RTE/one/none/seed-1": Cost(0.5, 100),
+        "RTE/teacher": RunTime(1, 10),
+        "MRPC/teacher": RunTime(2, 20),
+        "RTE/two/none/seed-1": RunTime(1, 5),
+        "MRPC/two/none/seed-1": RunTime(4, 7),
+        "RTE/two/emd/seed-1": RunTime(3, 100),
+        "RTE/one/none/seed-1": RunTime(0.5, 100),
     }
     monkeypatch.setattr(experiments.estimate, "_measure", lambda run, *_: measured[run.name])
     monkeypatch.setattr(experiments.estimate, "_rows", lambda plan, task: {"RTE": (100, 30), "MRPC": (45, 60)}[task])
@@ -337,7 +339,7 @@ def test_seconds_of_all_starts(plan, tmp_path):
     run.log.touch()
     os.utime(run.log, (0, datetime.datetime(2026, 1, 1, 0, 2, tzinfo=datetime.timezone.utc).timestamp()))
     assert run.seconds_so_far() == 150
-    run_suite._stopped(run)
+    run.write_stopped()
     assert record(run.folder)["state"] == "stopped" and record(run.folder)["seconds"] == 150
     run.folder.rmdir()
     assert run.seconds_so_far() == 0
@@ -348,18 +350,18 @@ def test_jobs_and_their_devices(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    memory = type("memory", (), {"available": 3.5 * run_suite.MEMORY_PER_RUN})
+    memory = type("memory", (), {"available": 3.5 * MEMORY_PER_RUN})
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    assert run_suite.local_environments(None) == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert run_suite.local_environments(1) == [{"OMP_NUM_THREADS": "8"}]
+    assert local_environments(None) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert local_environments(1) == [{"OMP_NUM_THREADS": "8"}]
     memory.available = 0
-    assert len(run_suite.local_environments(None)) == 1
+    assert len(local_environments(None)) == 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert run_suite.local_environments(None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert local_environments(None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [e["CUDA_VISIBLE_DEVICES"] for e in run_suite.local_environments(3)] == ["5", "7", "5"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in local_environments(3)] == ["5", "7", "5"]
 
 
 @pytest.mark.parametrize(
@@ -422,13 +424,11 @@ def test_without_ray(plan, tmp_path, monkeypatch, exits_with_2):
     assert line.endswith("--engine ray: Ray is not installed; pip install ray")
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (PermissionError(13, "Permission denied", "/x/seed-1.log"), "/x/seed-1.log: Permission denied"),
-        (ValueError("no such thing"), "no such thing"),
-    ],
-)
+MISHAP = PermissionError(13, "Permission denied", "/x/seed-1.log"), "/x/seed-1.log: Permission denied"
+MISTAKE = ValueError("no such thing"), "no such thing"
+
+
+@pytest.mark.parametrize(("error", "said"), [MISHAP, MISTAKE], ids=["a mishap", "a mistake of ours"])
 def test_a_run_that_ray_could_not_carry_out(error, said, plan, tmp_path):
     exceptions = pytest.importorskip("ray.exceptions")
     run = read_plan(plan()).runs(tmp_path / "out")[0]
@@ -437,7 +437,36 @@ def test_a_run_that_ray_could_not_carry_out(error, said, plan, tmp_path):
     for given in (raised, raised.as_instanceof_cause()):
         future = Future()
         future.set_exception(given)
-        assert run_suite._result(future, run)["error"] == record(run.folder)["error"] == said
+        told = record_of(future, run, (OSError, exceptions.RayError))
+        assert told["error"] == record(run.folder)["error"] == said
+        assert ('File "engines.py", line 1' in told.get("traceback", "")) == (error is MISTAKE[0])
+
+
+def test_a_machine_of_the_cluster_that_died(plan, tmp_path):
+    exceptions = pytest.importorskip("ray.exceptions")
+    run, future = read_plan(plan()).runs(tmp_path / "out")[0], Future()
+    future.set_exception(exceptions.WorkerCrashedError())
+    told = record_of(future, run, (OSError, exceptions.RayError))
+    assert told["error"].startswith("WorkerCrashedError: ") and "traceback" not in told
+
+
+@pytest.mark.parametrize(("error", "said"), [MISHAP, MISTAKE], ids=["a mishap", "a mistake of ours"])
+def test_a_run_that_could_not_be_carried_out(error, said, plan, stand_ins, tmp_path, monkeypatch, capsys):
+    """The others are; a mistake of this project keeps its traceback, in the record and at the end."""
+    execute = experiments.engines.execute
+
+    def stumble(run, *rest):
+        if run.name == "RTE/none/seed-1":
+            raise error
+        return execute(run, *rest)
+
+    monkeypatch.setattr(experiments.engines, "execute", stumble)
+    with pytest.raises(SystemExit) as exit_info:
+        suite(plan(), tmp_path / "out")
+    printed = capsys.readouterr()
+    assert exit_info.value.code == 1 and "9 done, 1 failed, 0 skipped" in printed.out
+    assert f"RTE/none/seed-1: {said}; see " in printed.err and record(tmp_path / "out/RTE/none/seed-1")["error"] == said
+    assert ("in stumble" in printed.err) == (error is MISTAKE[0])
 
 
 @pytest.mark.parametrize("cpus", [0, -1])
