@@ -33,11 +33,11 @@ import looped
 
 import quickstart
 from bert_emd.attention_scores import expose_attention
+from bert_emd.choices import SOLVERS
 from bert_emd.distillation import Distillation
 from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.layer_transport import LayerTransport, solve_transport
-from bert_emd.mappings import SOLVERS
 from bert_emd.objectives import PARTS, LayerCosts, Objective
 from bert_emd.student import make_projections
 from bert_emd.teacher_cache import Layout, TeacherCache

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 from transformers.hf_argparser import HfArg
 
-from bert_emd.mappings import MAPPINGS, SOLVERS, WEIGHT_UPDATES
+from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
+from bert_emd.mappings import MAPPINGS
 from bert_emd.recipes import BEST, RECIPES, has_bf16, recipe_defaults
-from bert_finetune.arguments import Parser, TaskArguments
+from bert_finetune.arguments import TaskArguments
+from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 

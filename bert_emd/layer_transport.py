@@ -14,8 +14,8 @@ import ot
 import pyemd
 import torch
 
+from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
 from bert_emd.layer_mapping import BRANCHES, LayerMapping, Matching, flow_cost
-from bert_emd.mappings import SOLVERS, WEIGHT_UPDATES
 from bert_finetune.processes import mean_over_processes
 
 # A layer always keeps this much weight. It stands for the limit of a vanishing weight: the unit cost of a layer

@@ -5,22 +5,17 @@ torch is imported where a mapping is made: the command line reads the names for 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 
 if TYPE_CHECKING:
-    from bert_emd.arguments import DistillationArguments
     from bert_emd.layer_mapping import LayerMapping
 
-# How the cost attention turns unit costs into layer weights (bert_emd/layer_transport.py).
-WEIGHT_UPDATES = ("normalize", "softmax", "softmax2", "none")
-# Of the transport problem.
-SOLVERS = ("pyemd", "pot")
-
-# From options, student layers and teacher layers; None stands for no layer losses.
-Maker = Callable[["DistillationArguments", int, int], "LayerMapping | None"]
+# From the command line's options (`DistillationArguments`), student layers and teacher layers; None stands for no layer
+# losses.
+Maker = Callable[[Any, int, int], "LayerMapping | None"]
 Pairs = list[tuple[int, int]]
 
 
@@ -53,7 +48,7 @@ def last_pairs(student_layers: int, teacher_layers: int) -> Pairs:
 def fixed(pairs_of: Callable[[int, int], Pairs]) -> Maker:
     """The maker of a mapping whose pairs follow from the numbers of layers alone."""
 
-    def make(options: "DistillationArguments", student_layers: int, teacher_layers: int) -> "LayerMapping":
+    def make(options: Any, student_layers: int, teacher_layers: int) -> "LayerMapping":
         from bert_emd.layer_mapping import FixedMapping
 
         pairs = pairs_of(student_layers, teacher_layers)
@@ -69,7 +64,7 @@ def fixed(pairs_of: Callable[[int, int], Pairs]) -> Maker:
     return make
 
 
-def _emd(options: "DistillationArguments", student_layers: int, teacher_layers: int) -> "LayerMapping":
+def _emd(options: Any, student_layers: int, teacher_layers: int) -> "LayerMapping":
     from bert_emd.layer_transport import LayerTransport
 
     update = options.cost_attention if options.update_weight else "none"

@@ -1,21 +1,26 @@
-"""The command line that both training scripts share. Nothing here imports torch before all options are known to be
-right, so that --help and a mistyped option are answered at once."""
+"""The options of fine-tuning, most of which distillation has too. Nothing here imports torch: --help needs them."""
 
-import functools
-import sys
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task, get_task
-from bert_finetune.trainer_options import trainer_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+@dataclass
+class ModelArguments:
+    """Which model to fine-tune, or to look at."""
+
+    model_name_or_path: str = HfArg(help="Folder of a model, or its name on the hub.")
+    model_type: str | None = HfArg(
+        default=None, help="Expected architecture (bert, roberta, ...); a model of another one is refused."
+    )
 
 
 @dataclass
@@ -205,92 +210,3 @@ class RunOptions:
     # Both are this project's business: a NaN stops the run, and its datasets hold nothing but model inputs.
     logging_nan_inf_filter: bool = HfArg(default=False, help="Leave NaN losses out of the log; here they end the run.")
     remove_unused_columns: bool = HfArg(default=False, help="Drop data columns that the model does not take.")
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """`--help` with the defaults, those of `found` (name -> where it comes from) in words; None says nothing."""
-
-    def __init__(self, *args, found: dict[str, str], **kwargs):
-        super().__init__(*args, **kwargs)
-        self._found = found
-
-    def _get_help_string(self, action: Action) -> str | None:
-        if action.dest in self._found:
-            return f"{action.help} (default: {self._found[action.dest]})"
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-class _ArgumentParser(HfArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{message}; see --help")
-
-    def dataclasses(self, argv: list[str]) -> tuple:
-        """The dataclasses, filled from `argv`."""
-        try:
-            filled = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-        # What TrainingArguments raises on values that do not go together, or need a package that is not there.
-        except (ValueError, ImportError) as error:
-            raise InputError(" ".join(str(error).split())) from error
-        *arguments, unknown = filled
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return tuple(arguments)
-
-
-class Parser:
-    """The options of a training script: some dataclasses of its own, `RunOptions`, and the rest of
-    `TrainingArguments`.
-
-    Complaints are `InputError`s: one line, exit code 2. Options must be written out: a prefix that happens to fit is an
-    error. `found`: in words, for `--help`, the defaults that the script finds only once it knows other options.
-    """
-
-    def __init__(self, *dataclasses: type, description: str, found: dict[str, str] | None = None):
-        self._dataclasses = dataclasses
-        self._settings = {
-            "description": description,
-            "usage": "%(prog)s [options]",
-            "allow_abbrev": False,
-            "formatter_class": functools.partial(_HelpFormatter, found=found or {}),
-        }
-        self._defaults = {}
-
-    def look(self, argv: list[str] | None) -> tuple:
-        """The script's dataclasses and `RunOptions`, filled from `argv` (None: from the command line), before anything
-        heavy is imported. Answers --help; raises InputError for options that are not there."""
-        argv = sys.argv[1:] if argv is None else argv
-        # The values of the Trainer's other options are looked at later.
-        return self._light.dataclasses(argv)[: len(self._dataclasses) + 1]
-
-    def set_defaults(self, **defaults) -> None:
-        """Other defaults for what `parse` will read."""
-        self._defaults |= defaults
-
-    def parse(self, argv: list[str] | None) -> tuple:
-        """The script's dataclasses and `RunArguments`, filled from `argv` (None: from the command line)."""
-        self.look(argv)
-        parser = self.full()
-        parser.set_defaults(**self._defaults)
-        return parser.dataclasses(sys.argv[1:] if argv is None else argv)
-
-    def full(self) -> _ArgumentParser:
-        """The argparse parser of all options."""
-        from bert_finetune.run_arguments import RunArguments
-
-        return _ArgumentParser([*self._dataclasses, RunArguments], **self._settings)
-
-    @functools.cached_property
-    def _light(self) -> _ArgumentParser:
-        parser = _ArgumentParser([*self._dataclasses, RunOptions], **self._settings)
-        known = {action.dest for action in parser._actions}
-        for option in trainer_options():
-            if option.name in known:
-                continue
-            spellings = [f"--{option.name}", f"--{option.name.replace('_', '-')}"]
-            number = {"type": option.type} if option.type else {"nargs": "*"}
-            told = option.help.replace("%", "%%") + f" (default: {option.default})" * (option.default != "None")
-            parser.add_argument(*dict.fromkeys(spellings), help=told, **number)
-            if option.switch:
-                off = [f"--no_{option.name}", f"--no-{option.name.replace('_', '-')}"]
-                parser.add_argument(*off, action="store_false", dest=option.name, help=SUPPRESS)
-        return parser

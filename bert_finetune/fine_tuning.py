@@ -1,11 +1,10 @@
 """Fine-tuning, in its order of events: model and data, training, what is left of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import set_seed
 
-from bert_finetune.arguments import TaskArguments
+from bert_finetune.arguments import ModelArguments, TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
 from bert_finetune.errors import InputError
@@ -15,11 +14,8 @@ from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.training import TaskTrainer, check_batch
 
-if TYPE_CHECKING:
-    from bert_finetune.run_glue import ModelArguments
 
-
-def fine_tune(model_args: "ModelArguments", task_args: TaskArguments, args: RunArguments) -> None:
+def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArguments) -> None:
     """Train, evaluate, predict: whatever of these is asked for."""
     name, option = model_args.model_name_or_path, "--model_name_or_path"
     if args.do_train or Path(args.output_dir).resolve() != Path(name).resolve():

@@ -9,22 +9,9 @@ Several GPUs: torchrun --nproc_per_node 4 bert_finetune/run_glue.py ... (or acce
 transformers' TrainingArguments work too.
 """
 
-from dataclasses import dataclass
-
-from transformers.hf_argparser import HfArg
-
-from bert_finetune.arguments import Parser, TaskArguments
+from bert_finetune.arguments import ModelArguments, TaskArguments
+from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError, reports_input_errors
-
-
-@dataclass
-class ModelArguments:
-    """Which model to start from."""
-
-    model_name_or_path: str = HfArg(help="Folder of a model, or its name on the hub.")
-    model_type: str | None = HfArg(
-        default=None, help="Expected architecture (bert, roberta, ...); a model of another one is refused."
-    )
 
 
 @reports_input_errors

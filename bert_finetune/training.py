@@ -47,10 +47,11 @@ class Measurement:
     answers: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-# What is used of transformers' private parts, for want of public ones: `_get_train_sampler` and `_get_eval_sampler`, to
-# order the examples; `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and `_load_rng_state`,
-# to name the checkpoint that cannot be written or read, and in distillation, with `_load_best_model`, to read its parts;
-# `TrainingArguments._n_gpu`; `PreTrainedModel._supports_attention_backend`; `PreTrainedConfig._attn_implementation`.
+# What is used of transformers' private parts, for want of public ones: `_get_train_sampler` and `_get_eval_sampler`,
+# to order the examples; `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and
+# `_load_rng_state`, to name the checkpoint that cannot be written or read, and in distillation with `_load_best_model`
+# to read its parts; `TrainingArguments._n_gpu`; `PreTrainedModel._supports_attention_backend`;
+# `PreTrainedConfig._attn_implementation`.
 class TaskTrainer(Trainer):
     """A Trainer for one task.
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_emd.arguments import DistillationArguments
-from bert_finetune.arguments import Parser, TaskArguments
+from bert_finetune.arguments import ModelArguments, TaskArguments
 from bert_finetune.checkpoints import load_config
+from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS, Task
-from bert_finetune.run_glue import ModelArguments
 from experiments.planned_runs import PlannedRun, as_arguments
 
 # What a run's place in the plan decides, and what does not go with that.

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
 from bert_emd.layer_transport import LayerTransport, attend_to_costs, solve_transport
-from bert_emd.mappings import SOLVERS, WEIGHT_UPDATES
 
 SOLVER_NAMES = sorted(SOLVERS)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from bert_emd.choices import WEIGHT_UPDATES
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.mappings import WEIGHT_UPDATES
 from bert_emd.objectives import PARTS, LayerCosts, Objective, prediction_loss
 from bert_finetune.errors import InputError
 from bert_finetune.task_kinds import Classification, Regression
