@@ -86,38 +86,6 @@ def test_a_narrower_student_with_its_own_checkpoint(teacher, small_student, glue
 
 
 @pytest.mark.parametrize(
-    ("options", "losses"),
-    [
-        (["--use_att", "False"], "hidden embedding soft"),
-        (["--use_rep", "False"], "attention embedding soft"),
-        (["--use_embedding", "False"], "attention hidden soft"),
-        (["--use_att", "False", "--use_rep", "False"], "embedding soft"),
-        (["--use_rep", "False", "--use_embedding", "False"], "attention soft"),
-        (["--use_att", "False", "--use_embedding", "False"], "hidden soft"),
-        (["--layer_mapping", "none"], "soft"),
-        (["--layer_mapping", "none", "--alpha", "0"], "hard"),
-        (["--layer_mapping", "uniform", "--alpha", "0.5"], "attention hidden embedding soft hard"),
-        (["--layer_mapping", "skip"], "attention hidden embedding soft"),
-        (["--layer_mapping", "last"], "attention hidden embedding soft"),
-        (["--cost_attention", "softmax", "--T_emd", "5"], "attention hidden embedding soft"),
-        (["--cost_attention", "softmax2", "--T_emd", "5"], "attention hidden embedding soft"),
-        (["--projection", "shared", "--theta", "2"], "attention hidden embedding soft"),
-        (["--optimizer", "bert_adam", "--schedule", "constant"], "attention hidden embedding soft"),
-        (["--pad_to_max_length", "--count_padding"], "attention hidden embedding soft"),
-        (["--teacher_mode", "train", "--dataloader_drop_last"], "attention hidden embedding soft"),
-        (["--gradient_accumulation_steps", "2", "--T", "3"], "attention hidden embedding soft"),
-    ],
-    ids=" ".join,
-)
-def test_variants_run(options, losses, teacher, glue_dir, tmp_path):
-    run(*command(teacher, glue_dir, tmp_path / "out", *options))
-    entry = results(tmp_path / "out")["history"][-1]
-    assert {key for key in entry if key.endswith("_loss") and key not in ("train_loss", "eval_loss")} == {
-        f"{name}_loss" for name in losses.split()
-    }
-
-
-@pytest.mark.parametrize(
     ("mapping", "layers", "pairs"),
     [
         ("uniform", "2", "1-2, 2-4"),

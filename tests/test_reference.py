@@ -3,6 +3,8 @@
 import pytest
 import reference_runs
 
+pytestmark = pytest.mark.training
+
 # Another processor's rounding, over 20 steps.
 TOLERANCE = 1e-4
 
