@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 @dataclass(frozen=True)
 class Footprint:
-    """`parameters` and `megabytes` (10⁶ bytes of weights), `milliseconds` a sentence."""
+    """`parameters` and `megabytes` (10⁶ bytes of weights), `milliseconds` a sentence (None: not timed)."""
 
     parameters: int
     megabytes: float
-    milliseconds: float
+    milliseconds: float | None
 
 
 def measure_folders(folders: list[str | Path], sentences: list[str], batch_size: int = 32) -> list[Footprint]:

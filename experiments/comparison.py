@@ -1,17 +1,13 @@
-"""What finished runs show: means over seeds, differences to a baseline and how sure they are, what each model costs."""
+"""What finished runs show: means over seeds, differences to a baseline and how sure they are."""
 
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import groupby
-from pathlib import Path
+from itertools import groupby, product
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification
 
-from bert_finetune.errors import InputError, reading
-from bert_finetune.footprint import measure_models
-from experiments.finished_runs import Figure, Run, figures_of, model_tensors
+from bert_finetune.errors import InputError
+from experiments.finished_runs import DevFigure, FinishedRun, Unfinished, figures_of, run_name
 from experiments.significance import (
     RESAMPLES,
     bootstrap_interval,
@@ -24,9 +20,6 @@ TEACHER = "teacher"
 
 _SIGNIFICANT = 0.05
 
-# Speed is timed on sequences of this many tokens, so many at once.
-_BATCH, _TOKENS = 8, 64
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -37,7 +30,7 @@ class Summary:
     training anew. None where there is nothing to tell.
     """
 
-    figure: Figure
+    figure: DevFigure
     size: str | None
     method: str
     values: tuple[float, ...]
@@ -73,11 +66,11 @@ class Comparison:
 
     baseline: str | None
     summaries: list[Summary] = field(default_factory=list)
-    constant: dict[Figure, float] = field(default_factory=dict)
+    constant: dict[DevFigure, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[DevFigure]:
         return list(dict.fromkeys(summary.figure for summary in self.summaries))
 
     @property
@@ -86,7 +79,7 @@ class Comparison:
         found = dict.fromkeys((summary.size, summary.method) for summary in self.summaries)
         return sorted(found, key=lambda key: (key[1] != TEACHER, key[0] or "", key[1] != self.baseline))
 
-    def of(self, figure: Figure, size: str | None, method: str) -> Summary | None:
+    def of(self, figure: DevFigure, size: str | None, method: str) -> Summary | None:
         wanted = figure, size, method
         return next((s for s in self.summaries if (s.figure, s.size, s.method) == wanted), None)
 
@@ -96,7 +89,47 @@ class Comparison:
         return None if None in found else float(np.mean([summary.mean for summary in found]))
 
 
-def compare(runs: list[Run], baseline: str | None, resamples: int = RESAMPLES) -> Comparison:
+def choose_baseline(asked: str | None, plans: list[dict], runs: list[FinishedRun]) -> tuple[str | None, list[str]]:
+    """The baseline's name, or None, and what there is to say about it.
+
+    Raises InputError for a method that no run is of, and plans that differ.
+    """
+    methods = dict.fromkeys(run.method for run in runs)
+    planned = list(dict.fromkeys(plan.get("baseline") for plan in plans))
+    if asked is None and len(planned) > 1:
+        raise InputError(f"the plans name different baselines: {', '.join(map(str, planned))}; give --baseline")
+    name = asked or next(iter(planned), None)
+    if name in methods:
+        return name, []
+    if asked:
+        raise InputError(f"--baseline {asked}: no finished run is of this method; there are {', '.join(methods)}")
+    reason = f"The plan's baseline {name} has no finished run" if name else "No baseline was named (--baseline)"
+    return None, [f"{reason}: no differences."]
+
+
+def state_notes(unfinished: list[Unfinished]) -> list[str]:
+    """The runs that are left out, counted and named."""
+    if not unfinished:
+        return []
+    named = "; ".join(f"{run.name} ({run.state})" for run in unfinished)
+    return [f"{len(unfinished)} {'runs are' if len(unfinished) > 1 else 'run is'} left out, not finished: {named}."]
+
+
+def begin_notes(plans: list[dict], begun: list[FinishedRun | Unfinished]) -> list[str]:
+    """How many of the plans' students have not begun, and which methods of which tasks they are of."""
+    known = {run.name for run in begun}
+    missing = []
+    for plan in plans:
+        parts = (plan.get("tasks", []), plan.get("sizes") or [None], plan.get("methods", []), plan.get("seeds", []))
+        missing += [place for place in product(*parts) if run_name(*place) not in known]
+    if not missing:
+        return []
+    named = Counter(run_name(*place[:3], None) for place in missing)
+    listed = ", ".join(f"{name} ({count})" for name, count in named.items())
+    return [f"{len(missing)} of the planned students have not begun, by method (seeds): {listed}."]
+
+
+def compare(runs: list[FinishedRun], baseline: str | None, resamples: int = RESAMPLES) -> Comparison:
     """Compare all methods of each task with the `baseline` of the same size (None: with none).
 
     Raises InputError where two runs of a task were measured on different dev sets.
@@ -112,7 +145,7 @@ def compare(runs: list[Run], baseline: str | None, resamples: int = RESAMPLES) -
     return comparison
 
 
-def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], resamples: int) -> None:
+def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[FinishedRun], resamples: int) -> None:
     answers = _answers(figure, runs)
     resampled = {}
     if answers:
@@ -122,7 +155,7 @@ def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], res
     if comparison.baseline and answers:
         logits = [logits for logits, _ in answers.values()]
         resampled = dict(zip(answers, resampled_figures(figure.task, logits, labels, resamples), strict=True))
-    methods: dict[tuple, dict[int | None, Run]] = {}
+    methods: dict[tuple, dict[int | None, FinishedRun]] = {}
     for run in runs:
         methods.setdefault((run.size, run.method), {})[run.seed] = run
     for (size, method), seeds in methods.items():
@@ -151,7 +184,7 @@ def _compare_figure(comparison: Comparison, figure: Figure, runs: list[Run], res
         comparison.summaries += _teacher_of(figure, runs)
 
 
-def _answers(figure: Figure, runs: list[Run]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _answers(figure: DevFigure, runs: list[FinishedRun]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Logits and labels by run, for those that kept them."""
     answers, first = {}, None
     for run in runs:
@@ -168,7 +201,7 @@ def _answers(figure: Figure, runs: list[Run]) -> dict[str, tuple[np.ndarray, np.
     return answers
 
 
-def _teacher_of(figure: Figure, runs: list[Run]) -> list[Summary]:
+def _teacher_of(figure: DevFigure, runs: list[FinishedRun]) -> list[Summary]:
     """The teacher's row from what its students say of it: every different teacher once."""
     said = {}
     for run in runs:
@@ -176,70 +209,3 @@ def _teacher_of(figure: Figure, runs: list[Run]) -> list[Summary]:
         if value is not None:
             said.setdefault(run.args.get("options", {}).get("teacher_model", value), value)
     return [Summary(figure, None, TEACHER, tuple(100 * value for value in said.values()))] if said else []
-
-
-@dataclass(frozen=True)
-class Cost:
-    """parameters; megabytes (10⁶ bytes) of the weights' file; milliseconds for a sentence and speed_up over the
-    teacher, None where not measured."""
-
-    parameters: int
-    megabytes: float
-    milliseconds: float | None = None
-    speed_up: float | None = None
-
-
-def costs(runs: list[Run], timed: bool) -> tuple[dict[tuple[str | None, str], Cost], str]:
-    """What each (size, method) costs, by the first of its runs whose model is there, and how speed was measured.
-
-    timed: time one model of each architecture and the teacher, in turns, in float32; without a teacher's model there is
-    no speed-up. Models of one architecture get one time: what differs between them is chance.
-    """
-    folders: dict[tuple[str | None, str], Path] = {}
-    for run in runs:
-        if (run.size, run.method) not in folders and model_tensors(run.folder):
-            folders[run.size, run.method] = run.folder
-    teacher = next((key for key in folders if key[1] == TEACHER), (None, TEACHER))
-    if teacher not in folders:
-        candidates = filter(None, (run.teacher_folder for run in runs))
-        folders.update((teacher, folder) for folder in candidates if model_tensors(folder))
-    tensors = {key: model_tensors(folder) for key, folder in folders.items()}
-    speed, conditions = {}, ""
-    if timed and teacher in folders and len(folders) > 1:
-        architectures = {_architecture(tensors[key]): folder for key, folder in reversed(folders.items())}
-        milliseconds, conditions = _time(architectures.values())
-        times = dict(zip(architectures, milliseconds, strict=True))
-        speed = {key: times[_architecture(tensors[key])] for key in folders}
-    reference = speed.get(teacher)
-    return {
-        key: Cost(
-            sum(int(np.prod(shape)) for shape, _ in parts.values()),
-            sum(size for _, size in parts.values()) / 1e6,
-            speed.get(key),
-            reference / speed[key] if reference else None,
-        )
-        for key, parts in tensors.items()
-    }, conditions
-
-
-def _architecture(tensors: dict[str, tuple[tuple[int, ...], int]]) -> frozenset:
-    return frozenset((name, shape) for name, (shape, _) in tensors.items())
-
-
-def _time(folders: Iterable[Path]) -> tuple[list[float], str]:
-    """Milliseconds a sentence of each model, in turns on one batch of made-up tokens, and these conditions in words."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = []
-    for folder in folders:
-        with reading(str(folder)):
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        models.append(model.eval().to(device))
-    tokens = min([_TOKENS, *(getattr(model.config, "max_position_embeddings", _TOKENS) - 2 for model in models)])
-    known = min(model.config.vocab_size for model in models)
-    ids = torch.randint(known, (_BATCH, tokens), generator=torch.Generator().manual_seed(0)).to(device)
-    footprints = measure_models(models, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU (threads: {torch.get_num_threads()})"
-    conditions = (
-        f"Speed-up: on a batch of {_BATCH} x {tokens} made-up tokens, {where}, float32, one model an architecture."
-    )
-    return [footprint.milliseconds for footprint in footprints], conditions

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from bert_emd.recipes import AUTHORS_CHOOSE_BY
 from bert_finetune.errors import InputError, reading
@@ -36,6 +35,8 @@ _OLDER_NAMES = {
     "mnli-mm/acc": "eval_mismatched_accuracy",
 }
 
+_SEED_FOLDER = re.compile(r"seed-(\d+)")
+
 # The state of a record (see `find_runs`) whose run counts.
 _FINISHED = "done"
 
@@ -46,7 +47,7 @@ _TITLES = {"accuracy": "", "f1": " F1", "mcc": " MCC", "spearman": " ρ"}
 
 
 @dataclass(frozen=True)
-class Figure:
+class DevFigure:
     """What GLUE reports of a task on one dev set. split: the set's name where there are several (MNLI), else ""."""
 
     task: Task
@@ -70,13 +71,13 @@ class Figure:
         return self.task.measure(logits, labels)[self.task.metric]
 
 
-def figures_of(task: Task) -> list[Figure]:
+def figures_of(task: Task) -> list[DevFigure]:
     """The task's figures, one for each dev set."""
-    return [Figure(task, split) for split in task.dev] if len(task.dev) > 1 else [Figure(task)]
+    return [DevFigure(task, split) for split in task.dev] if len(task.dev) > 1 else [DevFigure(task)]
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run. results: what eval_results holds; args: args.json, or nothing where there is none."""
 
     folder: Path
@@ -98,7 +99,7 @@ class Run:
         command = self.record.get("command") or self.args.get("command") or ""
         return command if isinstance(command, str) else shlex.join(map(str, command))
 
-    def figure(self, figure: Figure, whose: str = "") -> float | None:
+    def figure(self, figure: DevFigure, whose: str = "") -> float | None:
         """A dev figure (-1..1), of `whose` "teacher_" too; None where it was not measured."""
         return self.number(whose + figure.key)
 
@@ -109,11 +110,11 @@ class Run:
             return value
         raise InputError(f"{self.folder}: {key} of its eval_results is {value!r}, not a number")
 
-    def evaluations(self, figure: Figure) -> set[int]:
+    def evaluations(self, figure: DevFigure) -> set[int]:
         """The steps at which it was measured in training."""
         return {entry["step"] for entry in self.results.get("history", []) if figure.key in entry}
 
-    def predictions(self, figure: Figure) -> tuple[np.ndarray, np.ndarray] | None:
+    def predictions(self, figure: DevFigure) -> tuple[np.ndarray, np.ndarray] | None:
         """Logits (examples, classes) and labels (examples) of the dev set; None where the run kept none.
 
         Raises InputError for a damaged file, and for one that does not give the run's own figure.
@@ -169,7 +170,7 @@ def run_name(task: str | None, size: str | None, method: str, seed: int | None) 
     return " ".join(map(str, filter(None, (task, size, method)))) + ("" if seed is None else f", seed {seed}")
 
 
-def find_runs(roots: list[Path]) -> tuple[list[Run], list[Unfinished]]:
+def find_runs(roots: list[Path]) -> tuple[list[FinishedRun], list[Unfinished]]:
     """All runs in and below the given folders, checkpoints aside, in the order of the tasks' table and of their paths.
 
     A run is a folder with eval_results.json, or only eval_results.txt. A record beside it (`<folder>.json`: task, size,
@@ -200,18 +201,6 @@ def find_runs(roots: list[Path]) -> tuple[list[Run], list[Unfinished]]:
     return sorted(runs.values(), key=lambda run: order.index(run.task.name)), unfinished
 
 
-def model_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Name -> shape and bytes of each tensor in the folder's model, from its file's header; empty without a model."""
-    found = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        with reading(str(path)), safe_open(path, "np") as file:
-            for name in file.keys():  # noqa: SIM118 (no dictionary)
-                part = file.get_slice(name)
-                shape, bits = tuple(part.get_shape()), int(re.search(r"\d+", part.get_dtype())[0])
-                found[name] = shape, math.prod(shape) * bits // 8
-    return found
-
-
 def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:
     """Folders that hold a run or the start of one, or whose record lies beside them, each with its record."""
     for path, folders, files in os.walk(root):
@@ -225,16 +214,18 @@ def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:
                 yield here / name.removesuffix(".json"), read_json(here / name)
 
 
-def _read_run(root: Path, folder: Path, record: dict) -> Run | Unfinished:
+def _read_run(root: Path, folder: Path, record: dict) -> FinishedRun | Unfinished:
     args = read_json(folder / "args.json") if (folder / "args.json").is_file() else {}
     results = _read_results(folder)
     inner = folder.relative_to(root).parts
     parts = (*folder.resolve().parts[: -len(inner) or None], *inner)
     task_name = record.get("task") or next((r["task"] for r in results if "task" in r), None) or _task_in(parts)
-    seeds = [int(part[5:]) for part in parts if re.fullmatch(r"seed-\d+", part)]
+    if not isinstance(task_name, str | None):
+        raise InputError(f"{folder}: {json.dumps(task_name)} is no GLUE task")
+    seeds = [int(found[1]) for part in parts if (found := _SEED_FOLDER.fullmatch(part))]
     seed = record.get("seed", args.get("seed", seeds[-1] if seeds else None))
-    rest = [p for p in inner if not (re.fullmatch(r"seed-\d+", p) or (task_name and _plain(p) == _plain(task_name)))]
-    outer = [p for p in reversed(parts) if not re.fullmatch(r"seed-\d+", p)]
+    rest = [p for p in inner if not (_SEED_FOLDER.fullmatch(p) or (task_name and _plain(p) == _plain(task_name)))]
+    outer = [p for p in reversed(parts) if not _SEED_FOLDER.fullmatch(p)]
     method, size = record.get("method") or "/".join(rest) or outer[0], record.get("size") or None
     state = record.get("state", _FINISHED)
     if state != _FINISHED or not results:
@@ -244,7 +235,7 @@ def _read_run(root: Path, folder: Path, record: dict) -> Run | Unfinished:
     # The published code gives MNLI's matched figure without the set's name.
     results = [{task.best_metric: entry.get(f"eval_{task.metric}")} | entry for entry in results]
     best = max(results, key=lambda entry: _rank(entry.get(_chosen_by(task, entry))))
-    run = Run(folder, task, size, method, seed, best, args, record)
+    run = FinishedRun(folder, task, size, method, seed, best, args, record)
     if all(run.figure(figure) is None for figure in figures_of(task)):
         raise InputError(f"{folder}: its eval_results has no {task.best_metric}, which {task.name} is compared by")
     return run
@@ -305,5 +296,5 @@ def _task(name: str | None, results: dict, folder: Path) -> Task:
         raise InputError(f"{folder}: neither its eval_results nor its path says which task it is")
     try:
         return get_task(name)
-    except (InputError, AttributeError):
-        raise InputError(f"{folder}: {json.dumps(name)} is no GLUE task") from None
+    except InputError as error:
+        raise InputError(f"{folder}: {json.dumps(name)} is no GLUE task") from error

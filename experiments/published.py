@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bert_finetune.files import read_toml
-from experiments.tables_out import Number, Table
+from experiments.tables_out import Number, ResultTable, number_cell
 
 FILE = Path(__file__).with_name("published.toml")
 
@@ -11,7 +11,7 @@ FILE = Path(__file__).with_name("published.toml")
 AVERAGED = ("MNLI-m", "MNLI-mm", "QQP F1", "QNLI", "SST-2", "CoLA MCC", "STS-B ρ", "MRPC F1", "RTE")
 
 
-def published_tables() -> list[Table]:
+def published_tables() -> list[ResultTable]:
     """A table for each split, its rows and columns in the order of the file, its sources as notes."""
     known = read_toml(FILE)
     rows = known["rows"]
@@ -23,14 +23,14 @@ def published_tables() -> list[Table]:
             [
                 row["model"],
                 _parameters(row.get("params")),
-                *(_points(row["figures"].get(name)) for name in columns),
-                _points(average(row["figures"])),
+                *(number_cell(row["figures"].get(name)) for name in columns),
+                number_cell(average(row["figures"])),
                 row["source"],
             ]
             for row in here
         ]
         notes = [f"{name}: {known['sources'][name]}." for name in dict.fromkeys(row["source"] for row in here)]
-        table = Table(
+        table = ResultTable(
             f"Published figures: {split}", ["model", "params", *columns, "average", "source"], cells, tuple(notes)
         )
         tables.append(table.without_empty_columns())
@@ -40,10 +40,6 @@ def published_tables() -> list[Table]:
 def average(figures: dict[str, float]) -> float | None:
     """The mean of the nine columns; None where one is not known."""
     return sum(figures[name] for name in AVERAGED) / len(AVERAGED) if figures.keys() >= {*AVERAGED} else None
-
-
-def _points(value: float | None) -> Number | str:
-    return "" if value is None else Number(f"{value:.1f}", value)
 
 
 def _parameters(text: str | None) -> Number | str:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from bert_finetune.errors import InputError
-from experiments.tables_out import Number, Table
+from experiments.tables_out import Number, ResultTable
 
 # Ending -> media type, and what such a file begins with, or holds near its beginning.
 _PICTURES = {".png": ("image/png", b"\x89PNG\r\n"), ".svg": ("image/svg+xml", b"<svg")}
@@ -26,11 +26,11 @@ class Picture:
 def report_page(
     title: str,
     notes: list[str],
-    measured: list[Table],
-    published: list[Table],
+    measured: list[ResultTable],
+    published: list[ResultTable],
     pictures: list[Picture],
     commands: dict[str, str],
-    versions: Table,
+    versions: ResultTable,
     plans: dict[str, str],
 ) -> str:
     """The report, as the text of one HTML file. Parts that are empty are left out, headings included.
@@ -64,7 +64,7 @@ def report_page(
     )
 
 
-def _table(table: Table) -> str:
+def _table(table: ResultTable) -> str:
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in table.header)
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
@@ -92,7 +92,7 @@ def data_uri(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{path}: {error.strerror}") from error
     if media is None or mark not in content[:2000]:
         raise InputError(f"{path}: is not a PNG or SVG picture")
     return f"data:{media};base64,{base64.b64encode(content).decode()}"

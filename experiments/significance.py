@@ -1,11 +1,12 @@
-"""Whether one method is better than another: means over seeds, paired bootstrap over dev examples, paired t-test."""
+"""Whether one method is better than another: means over seeds, paired bootstrap over dev examples, paired t-test.
+
+scipy is imported where it is used: `--help` asks for no more than RESAMPLES.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.stats import ttest_rel
 
 from bert_finetune.glue import Task
 
@@ -29,6 +30,8 @@ def seeds_p_value(values: list[float], baseline: list[float]) -> float | None:
 
     None with fewer than two seeds, and where the seeds' differences are all the same, which leaves t without a scale.
     """
+    from scipy.stats import ttest_rel
+
     differences = np.subtract(values, baseline)
     if len(differences) < 2 or np.ptp(differences) < 1e-12:
         return None
@@ -50,7 +53,7 @@ def bootstrap_interval(figures: np.ndarray, baseline: np.ndarray, level: float =
 def resampled_figures(
     task: Task, logits: list[np.ndarray], labels: np.ndarray, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """`task.metric` of each run on each resample of the dev examples: (runs, resamples), as `compute_metrics` has it.
+    """`task.metric` of each run on each resample of the dev examples: (runs, resamples), as `Task.measure` has it.
 
     A resample draws as many examples as there are, with replacement; all runs get the same ones.
     """
@@ -88,6 +91,8 @@ def _measured_anew(task: Task, logits: np.ndarray, labels: np.ndarray) -> Measur
 
 def _counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Measure:
     """A figure that the confusion matrix determines."""
+    from scipy.sparse import csr_array
+
     labels = labels.astype(int)
     classes = 1 + max(labels.max(), predictions.max(), 1)
     # Sparse: an example is in one of the classes² cells.

@@ -15,8 +15,13 @@ class Number:
         return self.text
 
 
+def number_cell(value: float | None, form: str = ".1f", unit: str = "") -> Number | str:
+    """A number as a cell shows it; "" for one that is not known."""
+    return "" if value is None else Number(f"{value:{form}}{unit}", value)
+
+
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """Rows of cells (`str` or `Number`, "" for unknown) under a header; notes: sentences that belong under it."""
 
     title: str
@@ -24,13 +29,13 @@ class Table:
     rows: list[list]
     notes: tuple[str, ...] = ()
 
-    def without_empty_columns(self) -> "Table":
+    def without_empty_columns(self) -> "ResultTable":
         kept = [k for k in range(len(self.header)) if any(str(row[k]) for row in self.rows)]
         rows = [[row[k] for k in kept] for row in self.rows]
-        return Table(self.title, [self.header[k] for k in kept], rows, self.notes)
+        return ResultTable(self.title, [self.header[k] for k in kept], rows, self.notes)
 
 
-def markdown(table: Table) -> str:
+def markdown(table: ResultTable) -> str:
     """A heading, the table, its notes. Numbers stand on the right."""
     lines = [f"## {markdown_text(table.title)}", ""]
     sides = ["---:" if _is_numeric(table, k) else "---" for k in range(len(table.header))]
@@ -41,7 +46,7 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex(table: Table) -> str:
+def latex(table: ResultTable) -> str:
     """A `table` environment with booktabs' rules, shrunk to the line where it is wider (graphicx), its notes in small
     print under it."""
     columns = "".join("r" if _is_numeric(table, k) else "l" for k in range(len(table.header)))
@@ -82,6 +87,6 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\|*`]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?]))", r"\\\1", " ".join(text.split()))
 
 
-def _is_numeric(table: Table, column: int) -> bool:
+def _is_numeric(table: ResultTable, column: int) -> bool:
     cells = [row[column] for row in table.rows if str(row[column])]
     return bool(cells) and all(isinstance(cell, Number) for cell in cells)

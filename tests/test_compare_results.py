@@ -7,13 +7,12 @@ import pytest
 from conftest import save_bert
 
 from bert_emd import emd_task_distill
+from bert_finetune.finishing import write_eval_results
 from bert_finetune.glue import get_task
-from bert_finetune.metrics import compute_metrics
-from bert_finetune.outputs import write_eval_results
 from experiments.compare_results import main
 from experiments.comparison import compare
 from experiments.finished_runs import figures_of, find_runs
-from experiments.tables_out import Number, Table, latex, markdown
+from experiments.tables_out import Number, ResultTable, latex, markdown
 
 EXAMPLES = 200
 LABELS = np.arange(EXAMPLES) % 2
@@ -31,7 +30,7 @@ def write_run(folder, logits=None, labels=LABELS, task="RTE", seed=None, **more)
     sets = logits if isinstance(logits, dict) else {"": logits}
     results, arrays = {"task": task, "global_step": 10}, {}
     for name, values in sets.items():
-        figures = compute_metrics(get_task(task), values, labels)
+        figures = get_task(task).measure(values, labels)
         results |= {"_".join(filter(None, ("eval", name, key))): value for key, value in figures.items()}
         arrays |= {"/".join(filter(None, (name, kind))): a for kind, a in (("logits", values), ("labels", labels))}
     write_eval_results(folder, results | more, [])
@@ -258,7 +257,9 @@ def test_names_are_escaped(tmp_path):
 
 
 def test_latex_table():
-    table = Table("A_b", ["method", "mean"], [["none", Number("-1.5 ± 0.2", -1.5)], ["4-312", ""]], ("Over 2 seeds.",))
+    table = ResultTable(
+        "A_b", ["method", "mean"], [["none", Number("-1.5 ± 0.2", -1.5)], ["4-312", ""]], ("Over 2 seeds.",)
+    )
     assert latex(table).splitlines() == [
         r"\begin{table}",
         r"\centering",
@@ -327,6 +328,10 @@ BAD = {
         lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": "XNLI"}'),
         'emd/seed-1: "XNLI" is no GLUE task',
     ),
+    "a task that is no text": (
+        lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": 5}'),
+        "emd/seed-1: 5 is no GLUE task",
+    ),
     "no task": (
         lambda runs: (
             (runs.parent / "runs/plain").mkdir(),
@@ -364,6 +369,7 @@ def test_bad_input(what, line, suite, exits_with_2):
         (["--resamples", "10"], "--resamples 10: an interval needs 100 or more"),
         (["--pictures", "none.png"], "none.png: No such file or directory"),
     ],
+    ids=["a baseline of no run", "too few resamples", "a picture that is not there"],
 )
 def test_bad_options(options, line, suite, exits_with_2):
     assert line in exits_with_2(main, suite / "runs", "--no_speed", "--output_dir", suite / "results", *options)
@@ -392,7 +398,7 @@ def test_resampled_intervals_come_from_the_library(suite):
 
 def test_a_real_run_of_mnli(glue_dir, tmp_path):
     """Both of its dev sets are found by the names that the trainer gives them."""
-    teacher = save_bert(tmp_path / "teacher", get_task("MNLI").class_names)
+    teacher = save_bert(tmp_path / "teacher", get_task("MNLI").kind.output_names)
     argv = ["--teacher_model", teacher, "--student_layers", 1, "--task_name", "MNLI", "--data_dir", glue_dir / "MNLI"]
     argv += ["--output_dir", tmp_path / "runs/emd", "--max_seq_length", 32, "--no_cuda", "--max_steps", 1]
     emd_task_distill.main([str(argument) for argument in argv])

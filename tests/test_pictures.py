@@ -1,25 +1,17 @@
-import json
 import re
 import struct
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from drawn import assert_apart, texts
 from matplotlib.image import imread
-from matplotlib.text import Text
 from tensorboardX.proto.event_pb2 import Event
 
 from bert_emd.emd_task_distill import main
 from bert_emd.history import LayerHistory
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.pictures import (
-    draw_accuracy_against_latency,
-    draw_dev_scores,
-    draw_flow,
-    draw_flow_over_training,
-    draw_layer_weights,
-)
+from bert_emd.pictures import draw_flow, draw_flow_over_training, draw_layer_weights
 
 SHAPES = [(1, 1), (3, 6), (12, 24)]
 NAMES = ["flow", "flow_over_training", "layer_weights"]
@@ -36,13 +28,6 @@ def a_run(folder, layers=(2, 3), records=4, branches=("attention", "hidden"), **
     folder.mkdir(exist_ok=True)
     history.save(folder)
     return folder
-
-
-def texts(path):
-    """What is written in an SVG, as letters."""
-    root = ElementTree.parse(path).getroot()
-    assert root.tag.endswith("svg")
-    return ["".join(element.itertext()).strip() for element in root.iter() if element.tag.endswith("}text")]
 
 
 def arrays(run):
@@ -132,17 +117,6 @@ def test_layer_weights(merged, tmp_path):
         assert [name.get_text() for name in axis.texts] == [str(k + 1) for k in range(weights.shape[1])]
 
 
-def assert_apart(axis):
-    """No name beside the axes covers another, or lies far off them."""
-    figure = axis.figure
-    figure.draw_without_rendering()
-    middles = np.sort([Text.get_window_extent(name).get_points()[:, 1].mean() for name in axis.texts])
-    point = figure.dpi / 72
-    assert (np.diff(middles) > 7.5 * point).all()
-    panel = axis.get_window_extent()
-    assert middles[0] > panel.y0 - 6 * point and middles[-1] < panel.y1 + 6 * point
-
-
 @pytest.mark.parametrize("layers", SHAPES, ids=str)
 def test_names_of_layers_do_not_cover_each_other(layers, tmp_path):
     for axis in draw_layer_weights(a_run(tmp_path / "run", layers), tmp_path / "weights").axes:
@@ -161,72 +135,6 @@ def test_one_branch_and_no_weights(tmp_path):
     fixed.mkdir()
     np.savez(fixed / "flows.npz", steps=[10], hidden_flow=np.full((1, 2, 3), 1 / 6))
     assert draw_layer_weights(fixed, tmp_path / "b") is None and not list(tmp_path.glob("b.*"))
-
-
-def scores_of(folder, scores):
-    folder.mkdir()
-    history = [{"step": step, "eval_accuracy": value, "eval_loss": 1.0} for step, value in scores.items()]
-    (folder / "eval_results.json").write_text(json.dumps({"history": history}))
-    return folder
-
-
-def test_dev_scores(tmp_path):
-    emd = [
-        scores_of(tmp_path / "a", {10: 0.5, 20: 0.7, 30: 0.8}),
-        scores_of(tmp_path / "b", {10: 0.6, 20: 0.8, 30: 0.9, 40: 0.9}),  # one stopped earlier
-    ]
-    plain = [scores_of(tmp_path / "c", {15: 0.4, 30: 0.845})]
-    figure = draw_dev_scores({"EMD": emd, "plain": plain}, tmp_path / "scores")
-    (axis,) = figure.axes
-    mean, low, high, single = axis.lines
-    np.testing.assert_array_equal(mean.get_xdata(), [10, 20, 30])
-    np.testing.assert_allclose(
-        [line.get_ydata() for line in (low, mean, high)], [[0.5, 0.7, 0.8], [0.55, 0.75, 0.85], [0.6, 0.8, 0.9]]
-    )
-    np.testing.assert_array_equal(single.get_xydata(), [[15, 0.4], [30, 0.845]])
-    assert mean.get_marker() != single.get_marker() and mean.get_linestyle() != single.get_linestyle()
-    assert len(axis.collections) == 1  # one run has no band
-    assert {"EMD", "plain", "training step", "dev accuracy"} <= set(texts(tmp_path / "scores.svg"))
-    assert any("lowest to highest" in text for text in texts(tmp_path / "scores.svg"))
-    assert_apart(axis)
-    assert "dev loss" in [axis.get_ylabel() for axis in draw_dev_scores({"p": plain}, tmp_path / "p", "loss").axes]
-    with pytest.raises(ValueError, match=r"no step at which eval_f1 of all of these was measured: .*c"):
-        draw_dev_scores({"plain": plain}, tmp_path / "none", "f1")
-    with pytest.raises(ValueError, match=r"no step at which eval_accuracy of all of these was measured: .*d, .*e"):
-        runs = [scores_of(tmp_path / "d", {1: 0.5}), scores_of(tmp_path / "e", {2: 0.5})]
-        draw_dev_scores({"EMD": runs}, tmp_path / "none")
-    assert not list(tmp_path.glob("none*"))
-
-
-def test_many_methods_have_a_panel_each(tmp_path):
-    names = ["none", "emd", "uniform", "skip", "last"]
-    methods = {
-        name: [scores_of(tmp_path / f"{name}-{seed}", {10: 0.1 * k, 20: 0.1 * k + 0.01 * seed}) for seed in (1, 2)]
-        for k, name in enumerate(names)
-    }
-    figure = draw_dev_scores(methods, tmp_path / "scores")
-    panels = [axis for axis in figure.axes if axis.axison]
-    assert [panel.get_title() for panel in panels] == names and len({panel.get_ylim() for panel in panels}) == 1
-    for k, panel in enumerate(panels):
-        (own,) = (line for line in panel.lines if line.get_label() == names[k])
-        np.testing.assert_allclose(own.get_ydata(), [0.1 * k, 0.1 * k + 0.015])
-        assert len(panel.collections) == 1 and len(panel.lines) == 4 + 3  # the others; itself and its band's edges
-    assert {*names, "training step", "dev accuracy"} <= set(texts(tmp_path / "scores.svg"))
-    for count in (4, 9):
-        figure = draw_dev_scores({f"{k}, layers-4": methods["emd"] for k in range(count)}, tmp_path / "more")
-        title = figure._suptitle.get_window_extent()
-        assert title.x0 >= 0 and title.x1 <= figure.bbox.width
-
-
-def test_accuracy_against_latency(tmp_path):
-    models = [("teacher", 0.010, 0.85), ("EMD", 0.005, 0.8201), ("plain", 0.005, 0.82), ("uniform", 0.0051, 0.8199)]
-    (axis,) = draw_accuracy_against_latency(models, tmp_path / "speed").axes
-    points = [(*line.get_xydata()[0], name.get_text()) for line, name in zip(axis.lines, axis.texts, strict=True)]
-    assert points == [(1000 * seconds, score, name) for name, seconds, score in models]
-    assert len({line.get_marker() for line in axis.lines}) == len(models)
-    assert {"teacher", "EMD", "plain", "uniform", "milliseconds a sentence"} <= set(texts(tmp_path / "speed.svg"))
-    assert_apart(axis)
-    draw_accuracy_against_latency(models[:1], tmp_path / "one")
 
 
 def images_in(log_folder):

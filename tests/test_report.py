@@ -8,14 +8,14 @@ import pytest
 
 from bert_finetune.errors import InputError
 from experiments.report import Picture, data_uri, report_page
-from experiments.tables_out import Number, Table
+from experiments.tables_out import Number, ResultTable
 
 # 1 x 1, one grey pixel.
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10"><rect width="9" height="9"/></svg>'
 NASTY = """<script>alert("x")</script> & 'quoted' {braces}"""
 
-MEASURED = Table(
+MEASURED = ResultTable(
     "RTE, dev set",
     ["method", "mean", *(f"column {k}" for k in range(30))],
     [
@@ -33,8 +33,10 @@ def pictures(tmp_path) -> list[Picture]:
 
 
 def page(pictures=(), notes=("1 run is left out.",)) -> str:
-    published = Table("Published figures: test server", ["model", NASTY], [[NASTY, Number("82.1", 82.1)]], (NASTY,))
-    versions = Table("Versions", ["package", "version"], [["torch", "2.13.0"]])
+    published = ResultTable(
+        "Published figures: test server", ["model", NASTY], [[NASTY, Number("82.1", 82.1)]], (NASTY,)
+    )
+    versions = ResultTable("Versions", ["package", "version"], [["torch", "2.13.0"]])
     return report_page(
         f"Results {NASTY}",
         [*notes, NASTY],
@@ -75,7 +77,7 @@ def test_everything_is_escaped(pictures):
 
 
 def test_blocks_that_are_empty_are_left_out():
-    text = report_page("Results", [], [MEASURED], [], [], {}, Table("Versions", ["package"], []), {})
+    text = report_page("Results", [], [MEASURED], [], [], {}, ResultTable("Versions", ["package"], []), {})
     assert re.findall(r'<section id="(\w+)"', text) == re.findall(r'href="#(\w+)"', text) == ["measured"]
     assert re.findall(r'<section id="(\w+)"', page()) == ["measured", "published", "commands", "versions", "plan"]
 
@@ -94,6 +96,7 @@ def test_pictures_are_embedded(pictures):
         ("a.svg", b"", "a.svg: is not a PNG or SVG picture"),
         ("a.png", None, "a.png: No such file or directory"),
     ],
+    ids=["a GIF called PNG", "a GIF", "an empty SVG", "no file"],
 )
 def test_files_that_are_no_pictures(name, content, line, tmp_path):
     if content is not None:

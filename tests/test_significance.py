@@ -1,12 +1,17 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_rel
 
-from bert_finetune.glue import REGRESSION_FIGURES, TASKS, Task
-from bert_finetune.metrics import compute_metrics
-from experiments.significance import bootstrap_interval, mean_and_sd, resampled_figures, seeds_p_value
+from bert_finetune.glue import TASKS, Task
+from bert_finetune.task_kinds import Classification, Regression
+from experiments.significance import (
+    _measure,
+    _measured_anew,
+    bootstrap_interval,
+    mean_and_sd,
+    resampled_figures,
+    seeds_p_value,
+)
 
 
 def test_mean_and_sd_by_hand():
@@ -15,30 +20,70 @@ def test_mean_and_sd_by_hand():
 
 
 def classes(count, metric):
-    return Task("custom", (), {str(k): str(k) for k in range(count)}, metric, figures=("accuracy", "macro_f1", "mcc"))
+    kind = Classification({str(k): str(k) for k in range(count)})
+    return Task("custom", (), kind, metric, figures=kind.own_figures)
 
 
-SCORES = Task("custom", (), {}, figures=REGRESSION_FIGURES)
+def scores(metric):
+    return Task("custom", (), Regression(), metric, figures=Regression.own_figures)
 
 
-@pytest.mark.parametrize(
-    "task",
-    [TASKS["RTE"], TASKS["MRPC"], TASKS["CoLA"], TASKS["STS-B"], TASKS["MNLI"]]
-    + [classes(5, metric) for metric in ("accuracy", "macro_f1", "mcc")]
-    + [replace(SCORES, metric=metric) for metric in REGRESSION_FIGURES],
-    ids=lambda task: f"{task.name} {task.metric}",
+TASKS_OF_ALL_METRICS = (
+    [TASKS[name] for name in ("RTE", "MRPC", "CoLA", "STS-B", "MNLI")]
+    + [classes(5, metric) for metric in Classification.own_figures]
+    + [scores(metric) for metric in Regression.own_figures]
 )
-def test_resamples_are_measured_as_compute_metrics_does(task):
-    """Against a plain loop over the same resamples, with ties, and so few examples that some are constant."""
+
+
+def made_up(task, examples, rng, runs=3):
+    """Logits of some runs, with ties, and labels; of few examples some resamples are constant."""
+    logits = [rng.normal(size=(examples, task.kind.outputs)).round(1) for _ in range(runs)]
+    if isinstance(task.kind, Regression):
+        return logits, rng.integers(4, size=examples) / 2
+    return logits, rng.integers(task.kind.outputs, size=examples)
+
+
+@pytest.mark.parametrize("task", TASKS_OF_ALL_METRICS, ids=lambda task: f"{task.name} {task.metric}")
+def test_resamples_are_measured_as_the_task_does(task):
+    """Against a plain loop over the same resamples."""
     rng = np.random.default_rng(0)
     for examples in (4, 40):
-        logits = [rng.normal(size=(examples, task.num_labels)).round(1) for _ in range(3)]
-        labels = rng.integers(task.num_labels, size=examples) if task.labels else rng.integers(4, size=examples) / 2
+        logits, labels = made_up(task, examples, rng)
         found = resampled_figures(task, logits, labels, 120)
         assert found.shape == (3, 120)
         drawn = np.random.default_rng(0).integers(examples, size=(120, examples))
-        looped = [[compute_metrics(task, run[k], labels[k])[task.metric] for k in drawn] for run in logits]
+        looped = [[task.measure(run[k], labels[k])[task.metric] for k in drawn] for run in logits]
         np.testing.assert_allclose(found, looped, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS_OF_ALL_METRICS, ids=lambda task: f"{task.name} {task.metric}")
+def test_the_slow_way_for_any_figure_equals_the_fast_ones(task):
+    """It calls the task itself, which knows nothing of weights."""
+    rng = np.random.default_rng(1)
+    for examples in (4, 40):
+        (logits,), labels = made_up(task, examples, rng, runs=1)
+        weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=50).astype(float)
+        slow, fast = _measured_anew(task, logits, labels)(weights), _measure(task, logits, labels)(weights)
+        np.testing.assert_allclose(slow, fast, atol=1e-12)
+
+
+def test_figures_of_a_kind_that_is_not_known_here():
+    """Several labels for an example, by exact match: neither a confusion matrix nor ranks."""
+
+    class SeveralLabels(Classification):
+        def answers(self, logits):
+            return logits > 0
+
+        def measure(self, figures, logits, labels):
+            return {"accuracy": (self.answers(logits) == labels).all(axis=1).mean()}
+
+    rng = np.random.default_rng(2)
+    task = Task("custom", (), SeveralLabels({name: name for name in "abc"}), "accuracy")
+    logits, labels = rng.normal(size=(30, 3)), rng.integers(2, size=(30, 3))
+    (found,) = resampled_figures(task, [logits], labels, 40)
+    drawn = np.random.default_rng(0).integers(30, size=(40, 30))
+    right = ((logits > 0) == labels).all(axis=1)
+    np.testing.assert_allclose(found, right[drawn].mean(axis=1))
 
 
 def test_the_interval_of_an_accuracy_is_the_analytic_one():
