@@ -69,8 +69,9 @@ def options_of():
             shown = []
             main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
             with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match=r"^0$"):
+                patch.setattr("sys.argv", [script, "--help"])
                 patch.setattr("sys.stdout.write", shown.append)
-                main(["--help"])
+                main()
             rows = [line for line in "".join(shown).splitlines() if re.match(r" +-", line)]
             known[script] = {option for row in rows for option in re.findall(r"(?<!\S)--?[\w-]+", row)}
         return known[script]
