@@ -1,6 +1,6 @@
 """Compare finished runs: tables of means over seeds, differences to a baseline and how sure they are; one report.
 
-    python experiments/compare_results.py model/ablations --baseline none --output_dir results/ablations
+    python experiments/compare_results.py model/ablations --baseline none --output_dir results
 
 Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, in points (100 x
 accuracy, F1 or correlation). What is written: results.md, results.tex (needs booktabs and graphicx), results.csv (a row

@@ -11,7 +11,7 @@ from bert_emd.recipes import recipe_defaults
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_json
 from bert_finetune.glue import TASKS
-from bert_finetune.tables import read_table
+from bert_finetune.tables import read_tsv
 from experiments.execution import last_error, run_script
 from experiments.plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
 from experiments.planned_runs import PlannedRun, as_arguments
@@ -114,7 +114,7 @@ def _rows(plan: Plan, name: str) -> tuple[int, int]:
     """How many rows a task has to train on, and in all its dev sets."""
     task = TASKS[name]
     train, *dev = (
-        len(read_table(plan.file(task, file), task.headerless).rows) for file in (task.train, *task.dev.values())
+        len(read_tsv(plan.file(task, file), task.headerless).rows) for file in (task.train, *task.dev.values())
     )
     return train, sum(dev)
 

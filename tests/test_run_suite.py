@@ -227,7 +227,7 @@ def test_dry_run(plan, stand_ins, tmp_path, capsys):
 
 
 def test_estimate(plan, monkeypatch):
-    """Seconds by hand: of a step x (steps and a third of those that an evaluation would take) + of all that is once."""
+    """By hand: seconds of a step x (steps + a third of the steps that an evaluation would be) + seconds once."""
     path = plan(
         ("[teacher]", "[teacher]\ntrain_batch_size = 10\nnum_train_epochs = 2"),
         (
@@ -364,42 +364,98 @@ def test_jobs_and_their_devices(monkeypatch):
     assert [e["CUDA_VISIBLE_DEVICES"] for e in local_environments(3)] == ["5", "7", "5"]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("seeds", "seed", "seed is not a key of a plan; these are: tasks, seeds"),
-        ("seeds = [1, 2]", "", "seeds: give a list of different whole numbers"),
-        ("[1, 2]", "[]", "seeds: give a list of different whole numbers"),
-        ("[1, 2]", "[1, 1]", "seeds: give a list of different whole numbers"),
-        ("[1, 2]", "[true]", "seeds: give a list of different whole numbers"),
-        ("[1, 2]", "[-1]", "seeds: must be from 0 to 4294967295"),
-        ("[1, 2]", "[1, 2", "plan.toml: "),
-        ('"MRPC"', '"XNLI"', "tasks: 'XNLI' is none of CoLA"),
-        ('"MRPC"', '"RTE"', "tasks: give a list of different texts"),
-        ('baseline = "none"', 'baseline = "other"', "baseline: must be one of the methods: none, emd"),
-        ('baseline = "none"', "baseline = [1]", "baseline: must be one of the methods"),
-        ('data_dir = "', 'data_dir = "nowhere', "has no train.tsv for RTE"),
-        ("[student]", "[student.CoLA]", "[student.CoLA]: CoLA is not one of the plan's tasks"),
-        ("student_layers = 2", "", "RTE/none: give either student_layers or student_model"),
-        ("[methods.emd]", '[methods.emd]\nstudent_model = "x"', "RTE/emd: give either student_layers or"),
-        ("[methods.emd]", "[methods.emd]\nbetta = 1", "emd]: bert_emd/emd_task_distill.py has no option betta"),
-        ("[methods.emd]", '[methods.emd]\nbeta = "x"', "[methods.emd]: argument --beta: invalid float value: 'x'"),
-        ("[methods.emd]", '[methods.emd]\nlayer_mapping = "x"', "layer-mapping: invalid choice: 'x'"),
-        ("[methods.emd]", "[methods.emd]\nbeta = []", "[methods.emd]: beta: give true, false, a number"),
-        ("[methods.emd]", "[methods.emd]\nbeta = {a = 1}", "[methods.emd]: beta: give true, false, a number"),
-        ("[methods.emd]", "[methods.emd]\nseed = 1", "[methods.emd]: seed has no place in a plan; the suite decides"),
-        ("[methods.emd]", '[methods.emd]\noutput_dir = "x"', "output_dir has no place in a plan"),
-        ("[methods.emd]", "[methods.emd]\npush_to_hub = true", "push_to_hub has no place in a plan"),
-        ("[methods.emd]", "[methods]\nemd = 1", "plan.toml: "),
-        ("[methods.emd]", '[methods."a/b"]', "[methods.a/b]: 'a/b' cannot be the name of a folder here"),
-        ("[methods.emd]", "[methods.teacher]", "[methods.teacher]: 'teacher' cannot be the name of a folder here"),
-        ("[methods.emd]", '[sizes.".."]', "[sizes...]: '..' cannot be the name of a folder here"),
-        ("[teacher]", '[teacher]\nfolder = "x"', "[teacher]: folder is where a finished teacher lies"),
-        ("[teacher]", "[teacher]\nbeta = 1", "[teacher]: bert_finetune/run_glue.py has no option beta"),
-        ("model_name_or_path", "model_type", "[teacher]: give model_name_or_path, or a folder, for RTE"),
-        ('model_name_or_path = "', 'model_name_or_path = "/nowhere', "[teacher] model_name_or_path"),
-    ],
-)  # fmt: skip
+BAD_PLANS = {
+    "an unknown key": ("seeds", "seed", "seed is not a key of a plan; these are: tasks, seeds"),
+    "no seeds": ("seeds = [1, 2]", "", "seeds: give a list of different whole numbers"),
+    "an empty list of seeds": ("[1, 2]", "[]", "seeds: give a list of different whole numbers"),
+    "a seed twice": ("[1, 2]", "[1, 1]", "seeds: give a list of different whole numbers"),
+    "a seed that is no number": ("[1, 2]", "[true]", "seeds: give a list of different whole numbers"),
+    "a negative seed": ("[1, 2]", "[-1]", "seeds: must be from 0 to 4294967295"),
+    "no TOML": ("[1, 2]", "[1, 2", "plan.toml: "),
+    "an unknown task": ('"MRPC"', '"XNLI"', "tasks: 'XNLI' is none of CoLA"),
+    "a task twice": ('"MRPC"', '"RTE"', "tasks: give a list of different texts"),
+    "a baseline of no method": (
+        'baseline = "none"',
+        'baseline = "other"',
+        "baseline: must be one of the methods: none, emd",
+    ),
+    "a baseline that is no text": ('baseline = "none"', "baseline = [1]", "baseline: must be one of the methods"),
+    "no data": ('data_dir = "', 'data_dir = "nowhere', "has no train.tsv for RTE"),
+    "options of a task that is not in the plan": (
+        "[student]",
+        "[student.CoLA]",
+        "[student.CoLA]: CoLA is not one of the plan's tasks",
+    ),
+    "no student": ("student_layers = 2", "", "RTE/none: give either student_layers or student_model"),
+    "two students": ("[methods.emd]", '[methods.emd]\nstudent_model = "x"', "RTE/emd: give either student_layers or"),
+    "an option that does not exist": (
+        "[methods.emd]",
+        "[methods.emd]\nbetta = 1",
+        "emd]: bert_emd/emd_task_distill.py has no option betta",
+    ),
+    "a text for a number": (
+        "[methods.emd]",
+        '[methods.emd]\nbeta = "x"',
+        "[methods.emd]: argument --beta: invalid float value: 'x'",
+    ),
+    "an unknown layer mapping": (
+        "[methods.emd]",
+        '[methods.emd]\nlayer_mapping = "x"',
+        "layer-mapping: invalid choice: 'x'",
+    ),
+    "an empty list for an option": (
+        "[methods.emd]",
+        "[methods.emd]\nbeta = []",
+        "[methods.emd]: beta: give true, false, a number",
+    ),
+    "a table for an option": (
+        "[methods.emd]",
+        "[methods.emd]\nbeta = {a = 1}",
+        "[methods.emd]: beta: give true, false, a number",
+    ),
+    "a seed in a method": (
+        "[methods.emd]",
+        "[methods.emd]\nseed = 1",
+        "[methods.emd]: seed has no place in a plan; the suite decides",
+    ),
+    "a place in a method": ("[methods.emd]", '[methods.emd]\noutput_dir = "x"', "output_dir has no place in a plan"),
+    "a push in a method": ("[methods.emd]", "[methods.emd]\npush_to_hub = true", "push_to_hub has no place in a plan"),
+    "a method that is no table": ("[methods.emd]", "[methods]\nemd = 1", "plan.toml: "),
+    "a method with a slash": (
+        "[methods.emd]",
+        '[methods."a/b"]',
+        "[methods.a/b]: 'a/b' cannot be the name of a folder here",
+    ),
+    "a method called teacher": (
+        "[methods.emd]",
+        "[methods.teacher]",
+        "[methods.teacher]: 'teacher' cannot be the name of a folder here",
+    ),
+    "a size called dot dot": ("[methods.emd]", '[sizes.".."]', "[sizes...]: '..' cannot be the name of a folder here"),
+    "a teacher's folder and options": (
+        "[teacher]",
+        '[teacher]\nfolder = "x"',
+        "[teacher]: folder is where a finished teacher lies",
+    ),
+    "a teacher's option that does not exist": (
+        "[teacher]",
+        "[teacher]\nbeta = 1",
+        "[teacher]: bert_finetune/run_glue.py has no option beta",
+    ),
+    "no teacher's model": (
+        "model_name_or_path",
+        "model_type",
+        "[teacher]: give model_name_or_path, or a folder, for RTE",
+    ),
+    "a teacher's model that is not there": (
+        'model_name_or_path = "',
+        'model_name_or_path = "/nowhere',
+        "[teacher] model_name_or_path",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), BAD_PLANS.values(), ids=BAD_PLANS)
 def test_bad_plans(old, new, said, plan, tmp_path, exits_with_2):
     path = plan((old, new))
     line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out")
