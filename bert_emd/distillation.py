@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from bert_emd.layer_mapping import LayerMapping, Matching
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.objectives import Objective
+from bert_finetune.checkpoints import restore_weights, save_weights
 
 # In a checkpoint, beside the plain classifier.
 _STATE_FILE = "distillation.safetensors"
@@ -83,7 +84,7 @@ class Distillation(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the student, and the rest beside it."""
-        self.student.save_pretrained(folder)
+        save_weights(self.student, folder)
         state = self._beside_the_student.state_dict()
         save_file({key: value.contiguous() for key, value in state.items()}, folder / _STATE_FILE)
 
@@ -94,4 +95,4 @@ class Distillation(nn.Module):
 
     def restore_student(self, folder: Path) -> None:
         """The student alone, as it was saved."""
-        self.student.load_state_dict(load_file(folder / "model.safetensors"))
+        restore_weights(self.student, folder)

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from bert_emd.mappings import evenly_spaced_layers
-from bert_finetune.checkpoints import output_layer, read_weights
+from bert_finetune.checkpoints import check_finite, output_layer, read_weights
 from bert_finetune.errors import InputError
 
 
@@ -74,7 +74,8 @@ class StoredProjections:
 def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjections:
     """What a student's checkpoint (folder or hub name) brings; maps to another width than the teacher's are left out,
     which is printed. Raises InputError for half a map."""
-    found = read_weights(name_or_path, _PROJECTION.match)
+    found = {_PROJECTION.search(key)[1]: value for key, value in read_weights(name_or_path, _PROJECTION.search).items()}
+    check_finite(found, f"--student_model {name_or_path}")
     fitting = {key: value for key, value in found.items() if value.shape[0] == teacher_width}
     if len(fitting) < len(found):
         widths = sorted({value.shape[0] for value in found.values()} - {teacher_width})
@@ -89,7 +90,8 @@ def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjectio
     return StoredProjections(per_layer, pairs.get("share_fit_dense"), pairs.get("fit_dense"))
 
 
-_PROJECTION = re.compile(r"(fit_denses\.\d+|fit_dense|share_fit_dense)\.(weight|bias)$")
+# Perhaps behind a prefix, with which all of a checkpoint's names may begin.
+_PROJECTION = re.compile(r"(?:^|\.)((?:fit_denses\.\d+|fit_dense|share_fit_dense)\.(?:weight|bias))$")
 
 
 def use_relu_head(model: PreTrainedModel) -> list[RemovableHandle]:
