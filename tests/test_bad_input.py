@@ -590,6 +590,7 @@ def test_nothing_to_do(world, exits_with_2):
     assert "--teacher_model is missing" in exits_with_2(distil, *words)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("script", BOTH.split())
 def test_output_folder_that_holds_a_run(script, world, exits_with_2):
     main, words = SCRIPTS[script][0], command(script, world, "--max_steps 1")
@@ -607,6 +608,7 @@ def test_output_folder_that_holds_a_run(script, world, exits_with_2):
     assert len(list((world / "out/runs").iterdir())) == 1
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("script", BOTH.split())
 def test_damaged_checkpoints(script, world, exits_with_2):
     """A checkpoint that counts as complete, and is not whole."""
@@ -676,6 +678,7 @@ FULL_DISKS = {
 }
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", FULL_DISKS)
 def test_full_disk(name, world, exits_with_2, monkeypatch):
     case = FULL_DISKS[name]
@@ -720,6 +723,7 @@ INTERRUPTED = {  # where Ctrl-C comes, at which call of a function, and what the
 }
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_interrupted(name, world, capsys, monkeypatch):
     script, function, call, message = INTERRUPTED[name]
@@ -808,6 +812,7 @@ def hidden(path: str) -> bool:
     return any(part.startswith(".") for part in Path(path).parts)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("script", BOTH.split())
 @pytest.mark.parametrize("broken_by", [5, 6])  # between two checkpoints; just before one is due
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(script, broken_by, world, exits_with_2, monkeypatch):
@@ -832,6 +837,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(script, broken_by,
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+@pytest.mark.training
 def test_a_learning_rate_far_too_high(world, exits_with_2):
     line = exits_with_2(distil, *command("distil", world, "--learning_rate 1e30 --warmup_steps 0"))
     assert "not finite" in line or "loss is" in line

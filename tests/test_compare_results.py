@@ -409,6 +409,8 @@ def test_a_real_run_of_mnli(glue_dir, tmp_path):
         assert found.figure(figure, "teacher_") is not None
 
 
+@pytest.mark.training
+@pytest.mark.draws
 def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
     """Tiny students, with and without EMD, two seeds each, compared with the teacher's figures, size and speed."""
     monkeypatch.chdir(tmp_path)

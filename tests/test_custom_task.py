@@ -41,6 +41,7 @@ def moody_teacher(tmp_path_factory):
     return save_bert(tmp_path_factory.mktemp("models") / "moods", ["good", "bad mood", "fair"])
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_the_engineer_s_path(ending, moody_teacher, tmp_path, capsys):
     """A fine-tuned model and files in, a smaller model with the same label names out, in one command."""
@@ -72,6 +73,7 @@ def test_the_engineer_s_path(ending, moody_teacher, tmp_path, capsys):
     assert rows == ["index\tprediction", *(f"{k}\t{answer['label']}" for k, answer in enumerate(answers))]
 
 
+@pytest.mark.training
 def test_figures_belong_to_the_right_classes(moody_teacher, tmp_path):
     """The dev accuracy is that of the model's own answers, by name."""
     rows = examples(30, MOODS, seed=2)
@@ -102,6 +104,7 @@ def test_labels_by_number_and_in_another_spelling(moody_teacher, tmp_path, capsy
         assert answers <= {"good", "bad mood", "fair"}
 
 
+@pytest.mark.training
 def test_classes_from_the_data(pretrained, tmp_path, capsys):
     """A new head: whole numbers are classes, in their order, and keep their names."""
     train = write(tmp_path / "train.jsonl", ["text", "stars"], examples(24, [10, 2, 1]))
@@ -117,6 +120,7 @@ def test_classes_from_the_data(pretrained, tmp_path, capsys):
     assert results(out)["eval_macro_f1"] == pytest.approx(best["eval_macro_f1"])
 
 
+@pytest.mark.training
 def test_pairs_and_scores(pretrained, tmp_path, capsys):
     """Two text columns and a score to predict, which may lie outside 0 to 5; the student has the teacher's kind."""
     rows = [(text, text, score) for text, score in examples(16, [-3.5, 0.0, 12.25, 40.0])]
@@ -138,6 +142,7 @@ def test_pairs_and_scores(pretrained, tmp_path, capsys):
         assert all(np.isfinite(float(row["prediction"])) for row in csv.DictReader(file, delimiter="\t"))
 
 
+@pytest.mark.training
 def test_whole_numbers_as_scores(pretrained, tmp_path, capsys):
     train = write(tmp_path / "train.csv", ["text", "label"], examples(16, ["1", "2", "3", "4", "5"]))
     out = tmp_path / "out"
@@ -147,6 +152,7 @@ def test_whole_numbers_as_scores(pretrained, tmp_path, capsys):
     assert AutoModelForSequenceClassification.from_pretrained(out).config.num_labels == 1
 
 
+@pytest.mark.training
 def test_prediction_alone_needs_only_the_test_file(moody_teacher, tmp_path):
     test = write(tmp_path / "test.csv", ["text"], [("the cat runs",), ("",), ("a, b\nc",)])
     out = tmp_path / "out"

@@ -17,6 +17,8 @@ from bert_emd.recipes import has_bf16
 from bert_finetune.glue import TASKS
 from bert_finetune.run_glue import main as run_glue
 
+pytestmark = pytest.mark.training
+
 
 def command(teacher, glue_dir, out, *more, task="RTE", student=("--student_layers", 2)):
     return [

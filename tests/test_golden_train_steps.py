@@ -65,6 +65,7 @@ def save_published(values, who: str, prefix: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("max_seq_length", [128, 512])  # scores, and their factors
 @pytest.mark.parametrize("case", ["classification_relu_head", "classification_plain_head", "regression_plain_head"])
 def test_six_steps(case, max_seq_length, tmp_path):

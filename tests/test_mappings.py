@@ -76,6 +76,7 @@ def learnt():
 
 
 @pytest.mark.training
+@pytest.mark.training
 def test_a_mapping_with_parameters_is_trained_recorded_and_resumed(learnt, teacher, small_student, glue_dir, tmp_path):
     """By its row alone: the option knows it, it is optimised, kept in checkpoints, recorded, drawn, and in the card."""
     out = tmp_path / "out"

@@ -152,6 +152,7 @@ def images_in(log_folder):
     return found
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("options", "names"),
     [

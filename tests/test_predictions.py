@@ -13,6 +13,8 @@ from bert_emd.emd_task_distill import main as distil
 from bert_finetune.glue import TASKS
 from bert_finetune.run_glue import main as finetune
 
+pytestmark = pytest.mark.training
+
 ODD = [
     "",
     " ",

@@ -71,6 +71,7 @@ def test_two_processes_equal_one(tmp_path):
         assert torch.equal(halves[0][2][name], halves[1][2][name])
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("options", [[], ["--use_rep", "False"], ["--one_step", "False"]], ids=" ".join)
 def test_the_script_in_two_processes(options, teacher, small_student, glue_dir, tmp_path):
     out = tmp_path / "out"

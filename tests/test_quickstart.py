@@ -20,6 +20,7 @@ def rated_sentences(count):
     return "\n".join([*lines, f"{count}\t0.2\tneither here nor there"])
 
 
+@pytest.mark.training
 def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
     """The three runs, the table and the picture, on a tiny model and made-up sentences."""
     monkeypatch.setattr(quickstart, "MODEL", pretrained)

@@ -14,6 +14,7 @@ def made(tmp_path_factory):
     return reference_runs.places(tmp_path_factory.mktemp("places"))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", reference_runs.RUNS)
 def test_numbers(name, made, tmp_path):
     reference_runs.carry_out(name, made, tmp_path / "out")

@@ -9,33 +9,27 @@ import sys
 import time
 
 import pytest
+import warm
 from conftest import ROOT
 
 from bert_finetune.outputs import last_checkpoint
 
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("test_resume")]
 
-def distil(teacher, glue_dir, out, *more, wait=True):
-    command = [
-        *(
-            sys.executable,
-            ROOT / "bert_emd" / "emd_task_distill.py",
-            "--teacher_model",
-            teacher,
-            "--student_layers",
-            "2",
-        ),
+
+def command(teacher, glue_dir, out, *more):
+    return [
+        *(ROOT / "bert_emd/emd_task_distill.py", "--teacher_model", teacher, "--student_layers", "2"),
         *("--task_name", "RTE", "--data_dir", glue_dir / "RTE", "--output_dir", out, "--max_seq_length", "32"),
         *("--num_train_epochs", "8", "--train_batch_size", "4", "--eval_step", "4", "--logging_steps", "3"),
         *("--save_total_limit", "20", "--learning_rate", "1e-3", "--no_cuda", *more),
     ]
-    process = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    if not wait:
-        return process
-    out_text, error_text = process.communicate(timeout=300)
-    assert process.returncode == 0, error_text[-3000:]
-    return out_text
+
+
+def distil(*arguments):
+    process = warm.start(*command(*arguments))
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, error[-3000:]
 
 
 def kept(out):
@@ -59,8 +53,9 @@ OTHER_OPTIONS = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(teacher, glue_dir, tmp_path_factory):
+    """By an interpreter of its own: what the others share, the seed of hashes above all, must not matter."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    distil(teacher, glue_dir, out)
+    subprocess.run([sys.executable, *map(str, command(teacher, glue_dir, out))], check=True)
     return out
 
 
@@ -70,7 +65,7 @@ def test_killed_in_mid_training(options, uninterrupted, teacher, glue_dir, tmp_p
         distil(teacher, glue_dir, tmp_path / "whole", *options)
         uninterrupted = tmp_path / "whole"
     out = tmp_path / "out"
-    process = distil(teacher, glue_dir, out, *options, wait=False)
+    process = warm.start(*command(teacher, glue_dir, out, *options))
     deadline = time.monotonic() + 240
     while not (out / "checkpoint-12" / "trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]

@@ -543,6 +543,7 @@ def test_every_plan_that_comes_with_the_project(path):
     assert path.read_text().startswith("# ")
 
 
+@pytest.mark.training
 def test_with_the_real_scripts(plan, pretrained, tmp_path, capsys):
     """A teacher and a student, estimated and run; then a student of a teacher that is there."""
     options = 'num_train_epochs = 1\nmax_seq_length = 32\nuse_cpu = true\nreport_to = "none"\n'

@@ -125,6 +125,7 @@ def asked(monkeypatch):
     return calls
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("place", ["disk", "memory"])
 def test_the_student_is_that_of_the_uncached_run(place, teacher, glue_dir, tmp_path, asked, capsys):
     history, flows = distil(teacher, glue_dir, tmp_path / "none", "--teacher_cache", "none")
@@ -145,6 +146,7 @@ def test_the_student_is_that_of_the_uncached_run(place, teacher, glue_dir, tmp_p
         assert "teacher cache: 0.00 GB in" in printed and dtype in printed
 
 
+@pytest.mark.training
 def test_further_students_find_the_answers(teacher, glue_dir, tmp_path, asked):
     more = ["--teacher_cache_dir", tmp_path / "kept", "--teacher_cache", "disk", "--num_train_epochs", 1]
     distil(teacher, glue_dir, tmp_path / "first", *more)
@@ -156,6 +158,7 @@ def test_further_students_find_the_answers(teacher, glue_dir, tmp_path, asked):
     assert len(asked) == 6 and len(list((tmp_path / "kept").iterdir())) == 2
 
 
+@pytest.mark.training
 def test_auto_keeps_what_is_read_twice_and_fits(teacher, glue_dir, tmp_path, asked, monkeypatch, exits_with_2):
     distil(teacher, glue_dir, tmp_path / "a")
     assert len(asked) == 3
@@ -179,6 +182,7 @@ def test_auto_keeps_what_is_read_twice_and_fits(teacher, glue_dir, tmp_path, ask
     assert "--teacher_cache_dir: nothing lasts with --teacher_cache memory" in exits_with_2(main, *arguments, *more)
 
 
+@pytest.mark.training
 def test_a_cache_that_does_not_fit_costs_no_earlier_run(teacher, glue_dir, tmp_path, monkeypatch, exits_with_2):
     out = tmp_path / "out"
     distil(teacher, glue_dir, out)
@@ -190,6 +194,7 @@ def test_a_cache_that_does_not_fit_costs_no_earlier_run(teacher, glue_dir, tmp_p
     assert (out / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.training
 def test_a_folder_of_the_user_s_stays_and_counts_as_room(teacher, glue_dir, tmp_path, asked, monkeypatch):
     out = tmp_path / "out"
     kept = out / "teacher_cache"

@@ -78,6 +78,7 @@ def assert_equal_runs(outs, start):
     assert max(np.abs(one[f"bert.{name}"] - value).max() for name, value in before.items()) > 1e-3
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
@@ -102,6 +103,7 @@ def test_two_processes_equal_one(rows, options, teacher, student, tmp_path):
     assert_equal_runs(outs, student)
 
 
+@pytest.mark.training
 def test_fine_tuning(student, tmp_path):
     data = write_task(tmp_path / "STS-B", "STS-B", train=ROWS, dev=13)
     options = ["--model_name_or_path", student, "--task_name", "STS-B", "--data_dir", data, "--do_train"]
