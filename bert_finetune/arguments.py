@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -38,7 +38,7 @@ class TaskArguments:
     train_file: str | None = HfArg(
         default=None,
         help="Your own training data, and no --task_name: .csv, .tsv (without quoting), .jsonl or .json (an object a "
-        "line), .parquet.",
+        "line, or one list of objects), .parquet.",
     )
     validation_file: str | None = HfArg(default=None, help="Your own dev data, in any of these formats.")
     test_file: str | None = HfArg(
@@ -51,6 +51,13 @@ class TaskArguments:
     )
     label_column: str = HfArg(
         default="label", help="Column of the labels in your files: class names, class numbers, or scores to predict."
+    )
+    delimiter: str | None = HfArg(
+        default=None, help="What stands between the fields of your .csv files; left out, found in their first lines."
+    )
+    decimal: Literal[".", ","] = HfArg(default=".", help="The sign before the decimals of the labels in your files.")
+    merge_case: bool = HfArg(
+        default=False, help="Labels in your files that differ by case only (Good, good) are one class."
     )
     regression: bool | None = HfArg(
         default=None,
@@ -69,9 +76,17 @@ class TaskArguments:
 
     def __post_init__(self):
         if bool(self.task_name) == bool(self._own_files):
-            raise ValueError("give --task_name with --data_dir, or --train_file, --validation_file and --test_file")
+            raise InputError("give --task_name with --data_dir, or --train_file, --validation_file and --test_file")
         if self.task_name and not self.data_dir:
-            raise ValueError("--data_dir is missing: the folder of the task's files")
+            raise InputError("--data_dir is missing: the folder of the task's files")
+        if self.task_name and (self.delimiter or self.decimal != "." or self.merge_case):
+            raise InputError("--delimiter, --decimal and --merge_case are for your own files, and not GLUE's")
+        if self.delimiter is not None:
+            self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter, self.delimiter)
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+                raise InputError(f"--delimiter {self.delimiter}: must be one character, such as ';', or tab")
+            if not any(path.lower().endswith(".csv") for path in self._own_files.values()):
+                raise InputError("--delimiter: none of your files is a .csv")
 
     @property
     def _own_files(self) -> dict[str, str]:
@@ -91,6 +106,7 @@ class TaskArguments:
         if self.task_name:
             return get_task(self.task_name)
         from bert_finetune.custom_task import custom_task
+        from bert_finetune.own_files import OwnFiles
 
         for split, option in (("train", "--train_file"), ("dev", "--validation_file"), ("test", "--test_file")):
             if split in splits and split not in self._own_files:
@@ -98,7 +114,7 @@ class TaskArguments:
         return custom_task(
             {split: path for split, path in self._own_files.items() if split in splits},
             tuple(name.strip() for name in (self.text_column or "").split(",") if name.strip()),
-            self.label_column,
+            OwnFiles(self.label_column.strip(), self.delimiter, self.decimal, self.merge_case),
             self.regression,
             model,
             fine_tuned,
@@ -166,7 +182,8 @@ class RunOptions:
     lr_scheduler_type: str = HfArg(
         default="linear",
         aliases=["--schedule"],
-        help="Learning rate after the warm-up: linear (down to 0), constant, or another of transformers' schedules.",
+        help="Learning rate after the warm-up: linear (down to 0), constant_with_warmup, or another of "
+        "transformers' schedules; constant has no warm-up.",
     )
     dataloader_drop_last: bool = HfArg(
         default=False, help="Leave out each epoch's last training batch where it is smaller than the others."

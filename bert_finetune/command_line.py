@@ -31,12 +31,9 @@ class _ArgumentParser(HfArgumentParser):
 
     def dataclasses(self, argv: list[str]) -> tuple:
         """The dataclasses, filled from `argv`."""
-        try:
-            filled = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-        # What TrainingArguments raises on values that do not go together, or need a package that is not there.
-        except (ValueError, ImportError) as error:
-            raise InputError(" ".join(str(error).split())) from error
-        *arguments, unknown = filled
+        *arguments, unknown = self.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return tuple(arguments)

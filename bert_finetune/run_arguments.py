@@ -6,13 +6,17 @@ import torch
 from transformers import TrainingArguments
 
 from bert_finetune.arguments import RunOptions
+from bert_finetune.errors import InputError
+from bert_finetune.option_rules import check_optimizer, check_options
 
 
 @dataclass
 class RunArguments(RunOptions, TrainingArguments):
-    """All options of a training run: those of `RunOptions`, and the rest of `TrainingArguments`."""
+    """All options of a training run: those of `RunOptions`, and the rest of `TrainingArguments`. Raises InputError for
+    values that cannot be used."""
 
     def __post_init__(self):
+        check_options(self)
         stepwise = self.evaluate_during_training or self.eval_steps or self.save_steps
         default = "steps" if stepwise else "epoch"
         # Left out, each of the two follows the other, so that every evaluation has its checkpoint.
@@ -23,29 +27,19 @@ class RunArguments(RunOptions, TrainingArguments):
         self.eval_steps = self.save_steps = self.eval_steps or self.save_steps or 500
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
-        for option, value in (
-            ("train_batch_size", self.per_device_train_batch_size),
-            ("eval_batch_size", self.per_device_eval_batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-        ):
-            if value < 1:
-                raise ValueError(f"--{option} {value}: must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed {self.seed}: must be from 0 to 4294967295")
-        if self.hub_token is not None:
-            raise ValueError("--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN instead")
-        if self.hub_strategy != "end":
-            raise ValueError(f"--hub_strategy {self.hub_strategy}: only the finished folder is sent; leave it out")
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("--push_to_hub: under which name? Give --hub_model_id")
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available()
         # Without it, TrainingArguments refuses --bf16 where there is no GPU.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # TrainingArguments would fill in both by itself; here they are what the user asked for.
         asked = self.do_eval, self.metric_for_best_model
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        # Values that are none, that do not go together, or need a package that is not there.
+        except (ValueError, ImportError) as error:
+            raise InputError(" ".join(str(error).split())) from error
         self.do_eval, self.metric_for_best_model = asked
+        check_optimizer(self)
 
     @property
     def splits(self) -> list[str]:
