@@ -11,24 +11,26 @@ BERT's authors did for WNLI: the task's most frequent class (for STS-B two score
 import argparse
 import io
 import itertools
+import posixpath
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
+from bert_finetune.errors import DAMAGE, ArgumentParser, InputError, reports_input_errors
 from bert_finetune.files import replacing_file
-from bert_finetune.glue import TASKS, Task
+from bert_finetune.glue import CORPORA, TASKS, Task
 
 HEADER = "index\tprediction"
 SHOWN = 3  # problems of one file
 
-# File name -> the task whose labels it holds, and its number of rows.
+_ROWS = {file.path: file.rows for corpus in CORPORA for file in corpus.files}
+
+# File name -> the task whose labels it holds, and its number of rows, that of the test file.
 FILES: dict[str, tuple[Task, int]] = {
-    task.submission[split]: (task, rows)
+    task.submission[split]: (task, _ROWS[posixpath.normpath(f"{task.name}/{test}")])
     for task in TASKS.values()
-    for split, rows in zip(task.test, task.test_rows, strict=True)
+    for split, test in task.test.items()
 }
 
 
@@ -120,13 +122,13 @@ def pack(folders: list[str], output: Path) -> None:
 
 def check_zip(path: Path) -> None:
     """Raise InputError for a zip that the server would not take, with what is wrong in each of its files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            contents = {name: archive.read(name) for name in FILES if name in names}
-    # Damage shows as BadZipFile, zlib.error or EOFError; encryption, and a method that zipfile lacks, as RuntimeError.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise InputError(f"{path}: not a readable zip ({error})") from None
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+                contents = {name: archive.read(name) for name in FILES if name in names}
+        except DAMAGE as error:
+            raise InputError(f"{path}: not a readable zip ({error})") from error
     missing = [name for name in FILES if name not in names]
     surplus = [name for name in names if name not in FILES or names.count(name) > 1]
     wrong = [f"{', '.join(missing)} not at its top level"] if missing else []

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from loopback import Loopback, QuietHandler
 from mishaps import full_disk
 
-import download_glue_data as glue
+import download_glue_data as downloader
+from bert_finetune.errors import InputError
+from bert_finetune.glue import CORPORA, TASKS, Corpus, File, get_task
+from bert_finetune.glue_sha256 import SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "glue_data"
@@ -69,7 +72,7 @@ class Server(Loopback):
 class Glue:
     """Made-up data of all tasks: the table for it, the server that has it, and the files that must come out."""
 
-    tasks: tuple[glue.Task, ...]
+    corpora: tuple[Corpus, ...]
     contents: dict[str, bytes]
     server: Server
     data_dir: Path
@@ -79,7 +82,7 @@ class Glue:
         if "hub" not in options and "--base_url" not in options:
             options += ("--base_url", self.server.url)
         try:
-            glue.main([*options, "--data_dir", str(self.data_dir)], tasks=self.tasks, backoff=0.01)
+            downloader.main([*options, "--data_dir", str(self.data_dir)], corpora=self.corpora, backoff=0.01)
         except SystemExit as error:
             return error.code
         return 0
@@ -104,7 +107,7 @@ def lines(*rows: str) -> bytes:
     return "".join(row + "\n" for row in rows).encode()
 
 
-def made_up(file: glue.File) -> bytes:
+def made_up(file: File) -> bytes:
     """The official form, with a lone quote, a letter beyond ASCII and a line separator, which are all text in GLUE."""
     names = list(file.columns)
     count = ROWS[file.split.split("_")[0]]
@@ -148,28 +151,20 @@ MRPC_FILES = {
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Iterator[Glue]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    contents = {file.path: made_up(file) for task in glue.TASKS for file in task.files} | MRPC_FILES
-    tasks, served = [], {}
-    for task in glue.TASKS:
-        packed = zipped({file.path: contents[file.path] for file in task.files} | {f"{task.folder}/original/x": b"no"})
-        for source in task.sources:
-            single = MRPC_SOURCES.get(source.name, contents["diagnostic/diagnostic.tsv"])
-            served[f"/{source.path}"] = packed if source.name.endswith(".zip") else single
-        files = tuple(
-            replace(
-                file,
-                rows=ROWS[file.split.split("_")[0]],
-                sha256=file.sha256 and hashlib.sha256(contents[file.path]).hexdigest(),
-            )
-            for file in task.files
-        )
-        sources = tuple(
-            replace(source, sha256=source.sha256 and hashlib.sha256(served[f"/{source.path}"]).hexdigest())
-            for source in task.sources
-        )
-        tasks.append(replace(task, files=files, sources=sources))
+    contents = {file.path: made_up(file) for corpus in CORPORA for file in corpus.files} | MRPC_FILES
+    corpora, served = [], {}
+    for corpus in CORPORA:
+        packed = {file.path: contents[file.path] for file in corpus.files} | {f"{corpus.folder}/original/x": b"no"}
+        for source in corpus.sources:
+            single = MRPC_SOURCES.get(PurePosixPath(source).name, contents["diagnostic/diagnostic.tsv"])
+            served[f"/{source}"] = zipped(packed) if source.endswith(".zip") else single
+        files = tuple(replace(file, rows=ROWS[file.split.split("_")[0]]) for file in corpus.files)
+        corpora.append(replace(corpus, files=files))
+    made = contents | {PurePosixPath(path).name: content for path, content in served.items()}
+    known = {name: hashlib.sha256(content).hexdigest() for name, content in made.items() if name in SHA256}
+    monkeypatch.setattr(downloader, "SHA256", known)
     with Server(served) as server:
-        yield Glue(tuple(tasks), contents, server, tmp_path / "glue_data")
+        yield Glue(tuple(corpora), contents, server, tmp_path / "glue_data")
 
 
 def only_error(capsys) -> str:
@@ -187,7 +182,7 @@ def test_plain_run(data, capsys):
     assert data.present() == data.contents
     assert not list(data.data_dir.rglob("*.part")) and not list(data.data_dir.rglob(".incoming"))
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(data.tasks)
+    assert len(printed) == len(data.corpora)
     assert "CoLA: written: train.tsv 7 rows, dev.tsv 4 rows, test.tsv 5 rows" in printed
     assert "diagnostic: written: diagnostic.tsv 5 rows" in printed
 
@@ -217,15 +212,15 @@ def test_a_cut_connection_resumes_in_the_same_run(data):
 
 def test_the_next_run_resumes_what_the_last_one_left(data, capsys):
     old = data.put("RTE/dev.tsv", b"old")
-    data.server.faults = [{"cut": 10}] * glue.ATTEMPTS
+    data.server.faults = [{"cut": 10}] * downloader.ATTEMPTS
     assert data.run("--tasks", "RTE") == 2
     assert "/glue/data/RTE.zip: the connection was cut" in only_error(capsys)
     assert data.present() == {"RTE/dev.tsv": b"old"} and old.read_bytes() == b"old"
-    assert (data.data_dir / "RTE/RTE.zip.part").stat().st_size == 10 * glue.ATTEMPTS
+    assert (data.data_dir / "RTE/RTE.zip.part").stat().st_size == 10 * downloader.ATTEMPTS
 
     data.server.requests.clear()
     assert data.run("--tasks", "RTE") == 0
-    assert data.server.requests == [("/glue/data/RTE.zip", f"bytes={10 * glue.ATTEMPTS}-")]
+    assert data.server.requests == [("/glue/data/RTE.zip", f"bytes={10 * downloader.ATTEMPTS}-")]
     assert data.present() == data.expected("RTE")
 
 
@@ -266,8 +261,8 @@ def test_a_busy_server_is_asked_again(data):
 def test_the_pause_doubles(tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    with Server(faults=[503] * glue.ATTEMPTS) as server, pytest.raises(glue.InputError, match="HTTP 503"):
-        glue.download(f"{server.url}/x", tmp_path / "x.part", backoff=3)
+    with Server(faults=[503] * downloader.ATTEMPTS) as server, pytest.raises(InputError, match="HTTP 503"):
+        downloader.download(f"{server.url}/x", tmp_path / "x.part", backoff=3)
     assert pauses == [3, 6, 12, 24]
 
 
@@ -276,8 +271,15 @@ def test_a_server_that_cannot_be_reached(data, capsys):
     with Server() as gone:
         pass
     assert data.run("--tasks", "RTE", "--base_url", gone.url) == 2
-    assert f"{gone.url}/glue/data/RTE.zip: " in only_error(capsys)
+    assert f"{gone.url}/glue/data/RTE.zip: Connection refused; check the network" in only_error(capsys)
     assert data.present() == {"RTE/dev.tsv": b"old"}
+
+
+def test_a_proxy_is_asked(data, monkeypatch):
+    monkeypatch.setenv("http_proxy", data.server.url)
+    data.server.files["http://glue.invalid/glue/data/RTE.zip"] = data.server.files["/glue/data/RTE.zip"]
+    assert data.run("--tasks", "RTE", "--base_url", "http://glue.invalid") == 0
+    assert data.present() == data.expected("RTE")
 
 
 def members(data: Glue, folder: str, **changed: bytes | None) -> dict[str, bytes]:
@@ -303,7 +305,7 @@ BAD_ARCHIVES = {
         "'RTE/train.tsv', 508 bytes packed by method 12, is none of GLUE's",
     ),
     "a bomb": (
-        lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", glue.MAX_FILE_BYTES + 1),
+        lambda data: declaring(members(data, "RTE"), "RTE/dev.tsv", downloader.MAX_FILE_BYTES + 1),
         "'RTE/dev.tsv', 2147483649 bytes packed by method 8, is none of GLUE's",
     ),
     "a member that is longer than it says": (
@@ -349,16 +351,26 @@ def test_an_archive_of_known_sha256_is_checked_itself(data, capsys):
     assert not list(data.data_dir.rglob("*.part"))
 
 
-def test_an_interruption_leaves_no_half_file(data, capsys):
+def test_an_interruption_leaves_no_half_file(data, capsys, monkeypatch):
     def interrupted(sources, files, folder):
         (folder / "train.tsv").write_bytes(b"half")
         raise KeyboardInterrupt
 
     data.put("RTE/train.tsv", b"old")
-    data.tasks = tuple(replace(task, unpack=interrupted) for task in data.tasks)
+    monkeypatch.setattr(downloader, "unpack_zip", interrupted)
     assert data.run("--tasks", "RTE") == 130
     assert capsys.readouterr().err.endswith(": interrupted; the same command goes on from here\n")
     assert data.present() == {"RTE/train.tsv": b"old"}
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback_and_the_download(data, monkeypatch):
+    def mistaken(sources, files, folder):
+        return files.no_such_thing
+
+    monkeypatch.setattr(downloader, "unpack_zip", mistaken)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        data.run("--tasks", "RTE")
+    assert (data.data_dir / "RTE/RTE.zip.part").read_bytes() == data.server.files["/glue/data/RTE.zip"]
 
 
 @pytest.mark.parametrize(("room", "named", "fetched_again"), [(300, "RTE.zip.part", 1), (900, ".incoming/dev.tsv", 0)])
@@ -423,7 +435,7 @@ def test_a_tampered_mrpc_source(data, capsys):
 def test_mrpc_is_built_byte_for_byte(tmp_path):
     folder = SHARED / "MRPC"
     names = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv")
-    glue.build_mrpc([folder / name for name in names], glue.MRPC_FILES, tmp_path)
+    downloader.build_mrpc([folder / name for name in names], get_task("MRPC").corpus.files, tmp_path)
     for name in ("train.tsv", "dev.tsv", "test.tsv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
@@ -454,7 +466,7 @@ def test_check_names_each_wrong_file(data, capsys):
 
 @needs_official_files
 def test_check_of_the_official_files(capsys):
-    glue.main(["--check", "--tasks", "CoLA,MRPC,STS-B,RTE,WNLI,AX", "--data_dir", str(SHARED)])
+    downloader.main(["--check", "--tasks", "CoLA,MRPC,STS-B,RTE,WNLI,AX", "--data_dir", str(SHARED)])
     assert len(capsys.readouterr().out.splitlines()) == 6
 
 
@@ -465,7 +477,7 @@ def test_check_of_the_official_files(capsys):
 def test_a_row_ends_at_a_line_feed_and_nowhere_else(tmp_path, content, count):
     path = tmp_path / "file"
     path.write_bytes(content.encode())
-    assert glue.measure(path) == (count, hashlib.sha256(content.encode()).hexdigest())
+    assert downloader.lines_and_sha256(path) == (count, hashlib.sha256(content.encode()).hexdigest())
 
 
 # The options
@@ -473,9 +485,9 @@ def test_a_row_ends_at_a_line_feed_and_nowhere_else(tmp_path, content, count):
 
 def test_the_names_of_the_tasks():
     official = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "diagnostic"]
-    assert [task.folder for task in glue.choose("all", glue.TASKS)] == official
+    assert [corpus.folder for corpus in downloader.choose("all", CORPORA)] == official
     for names, folders in {"ax,sst,STS": "SST-2 STS-B diagnostic", "Diagnostic, cola ,COLA": "CoLA diagnostic"}.items():
-        assert [task.folder for task in glue.choose(names, glue.TASKS)] == folders.split()
+        assert [corpus.folder for corpus in downloader.choose(names, CORPORA)] == folders.split()
 
 
 @pytest.mark.parametrize(
@@ -509,15 +521,15 @@ def test_a_data_dir_that_is_a_file(data, capsys):
 # From the hub
 
 
-def hub_split(task: glue.Task, file: glue.File, count: int) -> bytes:
+def hub_split(corpus: Corpus, file: File, count: int) -> bytes:
     """A parquet file with the hub's columns for this split; its test labels are -1."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     fields = {name for name in file.columns.values() if name} - {"label", "idx"}
     columns = {name: [f"{name} {number}" for number in range(count)] for name in sorted(fields)}
-    labels = [number % max(len(task.labels), 1) for number in range(count)] if file.split != "test" else [-1] * count
-    if not task.labels:
+    labels = [number % corpus.kind.outputs for number in range(count)] if file.split != "test" else [-1] * count
+    if corpus.folder == "STS-B":
         labels = pyarrow.array([0.0, 5.0, 2.6, 3.588, 4.25, 1.2, 0.1][:count], pyarrow.float32())
     columns |= {"label": labels, "idx": pyarrow.array(range(count), pyarrow.int32())}
     buffer = io.BytesIO()
@@ -525,10 +537,11 @@ def hub_split(task: glue.Task, file: glue.File, count: int) -> bytes:
     return buffer.getvalue()
 
 
-def serve_hub(server: Server, tasks: tuple[glue.Task, ...]) -> None:
-    for task in tasks:
-        for file in task.files:
-            server.files[f"{HUB}/{task.config}/{file.split}-00000-of-00001.parquet"] = hub_split(task, file, file.rows)
+def serve_hub(server: Server, corpora: Sequence[Corpus]) -> None:
+    for corpus in corpora:
+        for file in corpus.files:
+            path = f"{HUB}/{corpus.config}/{file.split}-00000-of-00001.parquet"
+            server.files[path] = hub_split(corpus, file, file.rows)
 
 
 def hub_is_at(url: str, monkeypatch) -> None:
@@ -545,7 +558,7 @@ def hub(data, tmp_path, monkeypatch) -> Glue:
     hub_is_at(data.server.url, monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client has its own pauses
-    serve_hub(data.server, data.tasks)
+    serve_hub(data.server, data.corpora)
     return data
 
 
@@ -553,7 +566,7 @@ def test_the_hub_gives_the_official_form(hub, capsys):
     assert hub.run("--source", "hub") == 0
     present = {path: content.decode().split("\n") for path, content in hub.present().items()}
     assert {path: len(rows) for path, rows in present.items()} == {
-        file.path: file.header + file.rows + 1 for task in hub.tasks for file in task.files
+        file.path: file.header + file.rows + 1 for corpus in hub.corpora for file in corpus.files
     }
     assert present["CoLA/train.tsv"][1] == "-\t1\t-\tsentence 1"
     assert present["CoLA/test.tsv"][:2] == ["index\tsentence", "0\tsentence 0"]
@@ -637,7 +650,7 @@ def test_a_hub_that_fails(hub, capsys, monkeypatch, fault):
 def test_the_script_itself_honours_hf_endpoint(tmp_path):
     pytest.importorskip("huggingface_hub")
     with Server() as server:
-        serve_hub(server, glue.choose("WNLI", glue.TASKS))
+        serve_hub(server, [TASKS["WNLI"].corpus])
         environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
         command = [sys.executable, "download_glue_data.py", "--source", "hub", "--tasks", "WNLI", "--data_dir"]
         done = subprocess.run([*command, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True)

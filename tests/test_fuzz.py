@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tf_checkpoint_writer import block, entry, table, write_checkpoint
 
-import download_glue_data as glue
+import download_glue_data as downloader
 from bert_finetune.data import load_split
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
@@ -211,7 +211,7 @@ def test_damaged_contents_under_right_checksums(checkpoints, tmp_path):
 
 # The archive extractor
 
-FILES = glue.RTE_FILES
+FILES = get_task("RTE").corpus.files
 CONTENTS = {file.path: f"index\tsentence {file.name}\n".encode() * 9 for file in FILES}
 
 
@@ -287,7 +287,7 @@ def unpack(tmp_path, writes):
         part.write_bytes(archive)
         with writes.watched():
             try:
-                glue.unpack_zip([part], FILES, place)
+                downloader.unpack_zip([part], FILES, place)
             finally:
                 left = {file: Path(file).read_bytes() for file in writes.paths & targets if os.path.isfile(file)}
                 assert writes.paths <= targets
@@ -352,7 +352,7 @@ def test_archives_of_any_members(unpack, members, good, number):
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_bomb(unpack, monkeypatch, method):
     """Much out of little: refused by its size, and one that understates its size is not unpacked beyond that."""
-    monkeypatch.setattr(glue, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(downloader, "MAX_FILE_BYTES", 1 << 20)
     out, size = io.BytesIO(), 8 << 20
     with zipfile.ZipFile(out, "w", method) as archive:
         for name in CONTENTS:
@@ -424,7 +424,7 @@ def test_any_table_of_a_task(tmp_path, data, name, split):
         assert dataset[text][:] == [row[columns.index(column)] for row in kept]
     if label is not None:
         given = [row[label] for row in kept]
-        assert dataset["label"][:] == [float(x) if task.is_regression else list(task.labels).index(x) for x in given]
+        assert dataset["label"][:] == [float(x) if name == "STS-B" else labels.index(x) for x in given]
 
 
 def test_damaged_tables(tmp_path):
