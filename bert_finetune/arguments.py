@@ -8,6 +8,7 @@ from transformers.hf_argparser import HfArg
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task, get_task
+from bert_finetune.task_kinds import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -64,6 +65,11 @@ class TaskArguments:
         metadata={"nargs": "?", "const": True},
         help="Your labels are scores to predict, not classes; left out, they are if some are not whole numbers.",
     )
+    class_names: str | None = HfArg(
+        default=None,
+        help="What the outputs of a fine-tuned model (a teacher) are called, in their order (negative,positive), where "
+        "it calls them LABEL_0, LABEL_1, ... or otherwise than your data.",
+    )
     max_seq_length: int = HfArg(
         default=128,
         help="Longest input in tokens, special tokens included; the longer sentence of a pair is cut first.",
@@ -79,6 +85,9 @@ class TaskArguments:
             raise InputError("give --task_name with --data_dir, or --train_file, --validation_file and --test_file")
         if self.task_name and not self.data_dir:
             raise InputError("--data_dir is missing: the folder of the task's files")
+        names = [plain(name) for name in self.output_names]
+        if self.class_names is not None and ("" in names or len(set(names)) < max(2, len(names))):
+            raise InputError(f"--class_names {self.class_names}: give two or more names, all different")
         if self.task_name and (self.delimiter or self.decimal != "." or self.merge_case):
             raise InputError("--delimiter, --decimal and --merge_case are for your own files, and not GLUE's")
         if self.delimiter is not None:
@@ -98,19 +107,29 @@ class TaskArguments:
         """GLUE's name for the task, or "custom"."""
         return get_task(self.task_name).name if self.task_name else "custom"
 
+    @property
+    def output_names(self) -> list[str]:
+        """What `class_names` says; empty where it is left out."""
+        return [] if self.class_names is None else [name.strip() for name in self.class_names.split(",")]
+
     def load_task(self, model: "PreTrainedConfig", fine_tuned: bool, splits: list[str]) -> Task:
         """The task; what the user's own files say of it is found with the help of the model it is for, and printed.
 
         `splits`: which of "train", "dev" and "test" the run reads. Raises InputError where there is no file for one.
         """
+        if self.output_names and not fine_tuned:
+            raise InputError("--class_names: is for a model that is fine-tuned already; leave it out for training")
         if self.task_name:
             return get_task(self.task_name)
+        from bert_finetune.checkpoints import name_outputs
         from bert_finetune.custom_task import custom_task
         from bert_finetune.own_files import OwnFiles
 
         for split, option in (("train", "--train_file"), ("dev", "--validation_file"), ("test", "--test_file")):
             if split in splits and split not in self._own_files:
                 raise InputError(f"{option} is missing")
+        if self.output_names:
+            model = name_outputs(model, self.output_names)
         return custom_task(
             {split: path for split, path in self._own_files.items() if split in splits},
             tuple(name.strip() for name in (self.text_column or "").split(",") if name.strip()),
