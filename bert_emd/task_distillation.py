@@ -49,7 +49,9 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     if not distillation.one_step and not distillation.pred_distill:
         args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
 
-    teacher = load_classifier(distillation.teacher_model, task, "--teacher_model", fine_tuned=True)
+    teacher = load_classifier(
+        distillation.teacher_model, task, "--teacher_model", fine_tuned=True, output_names=task_args.output_names
+    )
     tokenizer = load_shared_tokenizer(distillation, task_args.do_lower_case)
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
     student = load_student(distillation, teacher, task)
@@ -120,7 +122,7 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
     name = distillation.student_model or args.output_dir
     option = "--student_model" if distillation.student_model else "--output_dir"
     task = task_args.load_task(load_config(name, option), fine_tuned=True, splits=args.splits)
-    model = load_classifier(name, task, option, fine_tuned=True)
+    model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names)
     tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
     check_length(model.config, task_args.max_seq_length)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)

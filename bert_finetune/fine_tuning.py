@@ -33,7 +33,9 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
     if args.do_train:
         check_batch(args, datasets.train)
     set_seed(args.seed)  # a new head's weights are drawn here
-    model = load_classifier(name, task, option, fine_tuned=not args.do_train)
+    model = load_classifier(
+        name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names
+    )
 
     checkpoint = start_output_dir(args) if args.do_train else None
     trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev)
