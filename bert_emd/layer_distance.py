@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -47,18 +48,21 @@ def pairwise_mse(
 ) -> torch.Tensor:
     """D[i, j] = Σ mask (student[i] - teacher[j])² / divisor over all elements, for all i and j: BERT-EMD's layer costs.
 
-    `student`: M tensors, `teacher`: N tensors, all of one shape. `divisor`: the number of elements by default, which
-    makes D the mean squared errors. `mask`: boolean, broadcastable to a layer; elements where it is False do not
-    count. Returns D (M, N), float32 (float64 for float64 inputs), differentiable in the student.
+    `student`: M tensors, `teacher`: N tensors, all of one shape and on one device, each side of one dtype. `divisor`:
+    the number of elements by default, which makes D the mean squared errors. `mask`: boolean, broadcastable to a layer;
+    elements where it is False do not count. Returns D (M, N), float32 (float64 for float64 inputs), differentiable in
+    the student.
 
     `kernel`: "eager", "compiled" (torch.compile; needs a compiler, and half a minute once) or "triton" (CUDA); None is
     triton where that can run, else eager. Differences are taken before squares are summed, so nearly equal layers lose
     no digits; sums run in float64. Every input is read once forward and once backward, in pieces: neither M·N
-    differences nor stacked layers are ever held. Raises ValueError for shapes that differ and an unknown kernel.
+    differences nor stacked layers are ever held. Raises ValueError for shapes, dtypes or devices that differ, and an
+    unknown kernel.
     """
     shapes = {tuple(layer.shape) for layer in (*student, *teacher)}
     if len(shapes) != 1:
         raise ValueError(f"student and teacher layers must have one shape, got {sorted(shapes)}")
+    _check_alike(student, teacher)
     if divisor is None:
         divisor = student[0].numel()
     kernel = _kernel(kernel or _best_kernel(student[0].device.type))
@@ -85,6 +89,7 @@ def pairwise_attention_mse(
     shapes = {tuple(layer.shape[:-1]) for layer in (*student, *teacher)}
     if len(shapes) != 1:
         raise ValueError(f"student and teacher factors must agree in all but the head size, got {sorted(shapes)}")
+    _check_alike(student, teacher)
     _, batch, heads, length = shapes.pop()
     if divisor is None:
         divisor = batch * heads * length**2
@@ -97,12 +102,28 @@ def pairwise_attention_mse(
         return _PairwiseAttentionDistance.apply(form, len(student), *rows) / divisor
 
 
+def _check_alike(student: Layers, teacher: Layers) -> None:
+    """Kernels take a side's layers to be like its first. Raises ValueError where one is not."""
+    for side, layers in (("student", student), ("teacher", teacher)):
+        if len(found := {str(layer.dtype) for layer in layers}) > 1:
+            raise ValueError(f"{side} layers must have one dtype, got {', '.join(sorted(found))}")
+    if len(found := {str(layer.device) for layer in (*student, *teacher)}) > 1:
+        raise ValueError(f"student and teacher layers must be on one device, got {', '.join(sorted(found))}")
+
+
 @functools.cache
 def _best_kernel(device_type: str) -> str:
-    if device_type != "cuda" or not importlib.util.find_spec("triton"):
+    if device_type != "cuda":
         return "eager"
     # Triton compiles its launcher on first use, which needs a C compiler.
-    return "triton" if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") else "eager"
+    missing = []
+    if not importlib.util.find_spec("triton"):
+        missing.append("Triton (pip install triton)")
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing.append("a C compiler (gcc or clang)")
+    if missing:
+        print(f"warning: layers are compared by the slow kernel, for want of {' and '.join(missing)}", file=sys.stderr)
+    return "eager" if missing else "triton"
 
 
 @functools.cache

@@ -32,10 +32,15 @@ def parse_student_layers(text: str, teacher_layers: int) -> list[int]:
 
 
 def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A student made of the teacher's embeddings, head and the given layers (1-based), all copied."""
+    """A student made of the teacher's embeddings, head and the given layers (1-based), all copied.
+
+    Raises InputError where a layer cannot stand in another one's place, as ModernBERT's others in its first one's.
+    """
     name, stack = _layer_stack(teacher)
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):  # some look at all tokens, others at those nearby
+        config.layer_types = [config.layer_types[layer - 1] for layer in layers]
     student = type(teacher)(config)
     weights = {}
     for key, value in teacher.state_dict().items():
@@ -44,7 +49,13 @@ def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrai
     for position, layer in enumerate(layers):
         for key, value in stack[layer - 1].state_dict().items():
             weights[f"{name}.{position}.{key}"] = value
-    student.load_state_dict(weights)
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"--student_layers {','.join(map(str, layers))}: the layers of {type(teacher).__name__} are not all alike; "
+            "give others (the first one perhaps), or a --student_model"
+        ) from error
     return student
 
 

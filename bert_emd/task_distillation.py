@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -26,10 +27,12 @@ from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
+from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
 from bert_finetune.finishing import Ending, finish, write_predictions
 from bert_finetune.glue import Task
-from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.outputs import check_output_dir, describe_experiment, output_folder, write_run_description
+from bert_finetune.paths import for_others
 from bert_finetune.processes import is_main_process
 from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
@@ -73,43 +76,52 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     relus = [*use_relu_head(teacher), *use_relu_head(student)] if distillation.head == "relu" else []
 
     plan = plan_of_cache(distillation, args, teacher, objective, tokenizer, datasets.train)
-    checkpoint = start_output_dir(args)
-    teacher_figures = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
-    train, cache = datasets.train, None
-    if plan is not None:
-        with args.main_process_first(local=False):
-            cache = plan.open()
-        train = train.add_column("example", list(range(len(train))))
-        if is_main_process():
-            print(plan)
-    padding = {}
-    if distillation.pad_to_max_length:
-        padding = {"padding": "max_length", "max_length": task_args.max_seq_length}
-    trainer = DistillationTrainer(
-        Distillation(student, objective, mapping, projections),
-        teacher,
+    experiment = describe_experiment(
         args,
-        task,
-        tokenizer,
-        train,
-        datasets.dev,
-        teacher_mode=distillation.teacher_mode,
-        optimizer=distillation.optimizer,
-        teacher_cache=cache,
-        data_collator=DataCollatorWithPadding(tokenizer, **padding),
+        (distillation, task_args),
+        the_teacher=weights_digest(teacher),
+        the_student_as_it_starts=weights_digest(torch.nn.ModuleList([student, projections])),
+        the_data=data_digest([datasets.train, *datasets.dev.values()]),
+        the_teacher_s_answers="asked for at each step" if plan is None else f"kept in {plan.dtype}",
     )
-    write_run_description(args, distillation, task_args)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.record_layers()
-    name = "teacher (with a relu before its classifier)" if relus else "teacher"
-    ending = Ending(
-        origin(trainer, teacher),
-        compared=[(name, teacher, teacher_figures)],
-        figures={f"teacher_{key}": value for key, value in teacher_figures.items()},
-        writers=[lambda folder: write_layers(trainer, folder)],
-        hooks=relus,
-    )
-    finish(trainer, datasets.test, ending)
+    with output_folder(args, experiment) as checkpoint:
+        teacher_figures = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
+        train, cache = datasets.train, None
+        if plan is not None:
+            with args.main_process_first(local=False):
+                cache = plan.open()
+            train = train.add_column("example", list(range(len(train))))
+            if is_main_process():
+                print(plan)
+        padding = {}
+        if distillation.pad_to_max_length:
+            padding = {"padding": "max_length", "max_length": task_args.max_seq_length}
+        trainer = DistillationTrainer(
+            Distillation(student, objective, mapping, projections),
+            teacher,
+            args,
+            task,
+            tokenizer,
+            train,
+            datasets.dev,
+            experiment,
+            teacher_mode=distillation.teacher_mode,
+            optimizer=distillation.optimizer,
+            teacher_cache=cache,
+            data_collator=DataCollatorWithPadding(tokenizer, **padding),
+        )
+        write_run_description(args, distillation, task_args)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.record_layers()
+        name = "teacher (with a relu before its classifier)" if relus else "teacher"
+        ending = Ending(
+            origin(trainer, teacher),
+            compared=[(name, teacher, teacher_figures)],
+            figures={f"teacher_{key}": value for key, value in teacher_figures.items()},
+            writers=[lambda folder: write_layers(trainer, folder)],
+            hooks=relus,
+        )
+        finish(trainer, datasets.test, ending)
     if args.process_index == 0 and not distillation.teacher_cache_dir:
         shutil.rmtree(cache_folder(distillation, args), ignore_errors=True)
     push(args)
@@ -280,10 +292,10 @@ def evaluate_teacher(
 
 def origin(trainer: DistillationTrainer, teacher: PreTrainedModel) -> str:
     """Where the student comes from, in a sentence of its card."""
-    distillation, name = trainer.distillation, f"`{teacher.config.name_or_path}`"
+    distillation, name = trainer.distillation, f"`{for_others(teacher.config.name_or_path)}`"
     objective = distillation.objective
     if not objective.needs_teacher:
-        student = f"Fine-tuned from `{trainer.classifier.config.name_or_path}`."
+        student = f"Fine-tuned from `{for_others(trainer.classifier.config.name_or_path)}`."
         return f"{student} {name} took no part; it is here for comparison."
     if objective.looks_at & {"hidden", "attention"}:
         return distillation.mapping.described.format(teacher=name)

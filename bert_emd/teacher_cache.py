@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+import transformers
 from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedModel
 
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
+from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError, writing
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -267,14 +269,10 @@ def _free_disk(folder: Path) -> int:
 
 
 def _key(teacher: PreTrainedModel, data: Dataset, kept: str) -> str:
-    """A digest of all that the answers depend on: the teacher's weights and configuration, its inputs, what is kept."""
-    digest = hashlib.sha256(f"{kept} {teacher.config.to_json_string()}".encode())
-    for name, value in sorted(teacher.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        if name in data.column_names:
-            digest.update(name.encode())
-            for row in data[name]:
-                digest.update(np.asarray([len(row), *row], dtype=np.int64).tobytes())
-    return digest.hexdigest()
+    """A digest of all that the answers depend on: the teacher's weights and configuration, its inputs, what is kept,
+    and what computes it."""
+    computed = f"{torch.__version__} {transformers.__version__} {teacher.device.type} "
+    computed += torch.get_float32_matmul_precision()
+    inputs = data.remove_columns([name for name in ("labels",) if name in data.column_names])
+    text = " ".join((kept, teacher.config.to_json_string(), computed, weights_digest(teacher), data_digest([inputs])))
+    return hashlib.sha256(text.encode()).hexdigest()

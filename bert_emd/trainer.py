@@ -11,7 +11,6 @@ from bert_emd.distillation import Distillation
 from bert_emd.history import LayerHistory
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.teacher_cache import TeacherCache
-from bert_finetune.errors import reading
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.training import TaskTrainer
 
@@ -92,23 +91,10 @@ class DistillationTrainer(TaskTrainer):
         """Close an interval of the layers' history with the present step."""
         self.layer_history.record(self.state.global_step, self.distillation.mapping)
 
-    # A checkpoint is the plain classifier, as from_pretrained reads it, plus what only training needs.
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_trained(self, folder: Path) -> None:
         self.distillation.save(folder)
-        self.processing_class.save_pretrained(folder)
         self.layer_history.save(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        folder = Path(resume_from_checkpoint)
-        with reading(resume_from_checkpoint):
-            self.accelerator.unwrap_model(model or self.model).restore(folder)
-            self.layer_history.load(folder)
-
-    def _load_best_model(self) -> None:
-        with reading(self.state.best_model_checkpoint):
-            self.distillation.restore_student(Path(self.state.best_model_checkpoint))
+    def restore_trained(self, checkpoint: Path) -> None:
+        self.distillation.restore(checkpoint)
+        self.layer_history.load(checkpoint)

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from bert_finetune.errors import InputError, loading_reason, reading, writing
+from bert_finetune.files import flush, rename
 from bert_finetune.glue import Task
 from bert_finetune.hub import HUB_FAILURES, hub_options, hub_reason
 from bert_finetune.task_kinds import plain
@@ -303,7 +304,8 @@ def save_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             tokenizer.save_pretrained(aside)
             # The weights come last: a folder with weights has everything.
             for file in sorted(aside.iterdir(), key=lambda file: "model" in file.name):
-                os.replace(file, folder / file.name)
+                flush(file)
+                rename(file, folder / file.name)
         finally:
             shutil.rmtree(aside)
 

@@ -1,7 +1,8 @@
-"""Files written whole or not at all, and small ones read."""
+"""Files written whole or not at all, also through a power cut; small ones read."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,34 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield aside
-            os.replace(aside, path)
+            flush(aside)
+            rename(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+# What a power cut leaves is decided by these three alone: contents that were flushed, and names of flushed folders.
+
+
+def flush(path: str | Path) -> None:
+    """Have a file's content, or a folder's names, on disk before anything that comes after."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or a folder its name, replacing a file that has it; on disk when this returns."""
+    os.replace(path, target)
+    flush(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    flush(path.parent)
 
 
 def write_atomically(path: str | Path, text: str) -> None:

@@ -7,9 +7,11 @@ from transformers import set_seed
 from bert_finetune.arguments import ModelArguments, TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
 from bert_finetune.data import load_datasets
+from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
 from bert_finetune.finishing import Ending, finish, write_predictions
-from bert_finetune.outputs import check_output_dir, start_output_dir, write_run_description
+from bert_finetune.outputs import check_output_dir, describe_experiment, output_folder, write_run_description
+from bert_finetune.paths import for_others
 from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.training import TaskTrainer, check_batch
@@ -33,17 +35,22 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
     if args.do_train:
         check_batch(args, datasets.train)
     set_seed(args.seed)  # a new head's weights are drawn here
-    model = load_classifier(
-        name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names
-    )
+    model = load_classifier(name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names)
 
-    checkpoint = start_output_dir(args) if args.do_train else None
-    trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev)
     if args.do_train:
-        write_run_description(args, model_args, task_args)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        finish(trainer, datasets.test, Ending(f"Fine-tuned from `{model.config.name_or_path}`."))
+        experiment = describe_experiment(
+            args,
+            (model_args, task_args),
+            the_model=weights_digest(model),
+            the_data=data_digest([datasets.train, *datasets.dev.values()]),
+        )
+        with output_folder(args, experiment) as checkpoint:
+            trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev, experiment)
+            write_run_description(args, model_args, task_args)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            finish(trainer, datasets.test, Ending(f"Fine-tuned from `{for_others(model.config.name_or_path)}`."))
     else:
+        trainer = TaskTrainer(model, args, task, tokenizer, dev=datasets.dev)
         if args.do_eval:
             trainer.evaluate()
         write_predictions(trainer, datasets.test)

@@ -16,6 +16,7 @@ from bert_finetune.errors import writing
 from bert_finetune.files import replacing_file, write_atomically, write_json
 from bert_finetune.footprint import measure_models
 from bert_finetune.model_card import CardRow, write_model_card
+from bert_finetune.outputs import forget_replaced_run
 from bert_finetune.submission import as_file
 from bert_finetune.training import Measurement, TaskTrainer
 from bert_finetune.training_log import format_figures, history
@@ -48,7 +49,11 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
     """
     write_predictions(trainer, test)
     measured = trainer.measure()
-    results = {"task": trainer.task.name, "global_step": trainer.saved_step, "train_seconds": trainer.train_seconds}
+    results = {
+        "task": trainer.task.name,
+        "global_step": trainer.saved_step,
+        "train_seconds": round(trainer.train_seconds, 1),
+    }
     results |= measured.figures | ending.figures
     saved = measured.figures
     if ending.hooks:
@@ -61,6 +66,7 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
     folder = Path(trainer.args.output_dir)
     if ending.hooks:
         print(f"figures are with a relu before the classifier; the saved model as it is: {format_figures(saved)}")
+    forget_replaced_run(folder)
     save_classifier(trainer.classifier, trainer.processing_class, folder)
     write_eval_results(folder, results, history(trainer.state))
     write_dev_predictions(folder, measured)

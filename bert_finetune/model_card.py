@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from bert_finetune.files import write_atomically
 from bert_finetune.footprint import Footprint
 from bert_finetune.glue import Task
+from bert_finetune.paths import command_for_others, for_others
 
 # How a card of ours is told from a README that the user wrote.
 _MARK = "<!-- written at the end of a run; a README.md without this line is left alone -->"
@@ -53,10 +54,10 @@ def write_model_card(
         text += [f"![Average flow between student and teacher layers]({picture})", ""]
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]
     text += ["## Use", "", "```python", "from transformers import pipeline", ""]
-    text.append(f'classify = pipeline("text-classification", model="{folder}")')
+    text.append(f'classify = pipeline("text-classification", model="{for_others(folder)}")')
     example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
     text += [f"classify({example})", "```", ""]
-    text += ["## How it was made", "", "```", run["command"], "```", "", f"Seed {run['seed']}; in `{run['folder']}`."]
+    text += ["## How it was made", "", "```", command_for_others(run["command"]), "```", "", f"Seed {run['seed']}."]
     text += [
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".",
         "",

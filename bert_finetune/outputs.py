@@ -5,24 +5,30 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer_callback import TrainerState
 
 from bert_finetune.errors import InputError
-from bert_finetune.files import write_json
+from bert_finetune.files import read_json, remove, rename, write_json
 from bert_finetune.glue import TASKS
 from bert_finetune.hub import commits_used
+from bert_finetune.run_checkpoints import (
+    check_same_experiment,
+    checkpoints,
+    fault_of,
+    last_checkpoint,
+    last_good_checkpoint,
+    not_of_a_run,
+)
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
 _PREDICTIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
-# What a run writes and --overwrite_output_dir takes away; nothing else in the folder is ever touched.
+# What a run writes, beside its checkpoints, and --overwrite_output_dir takes away; nothing else is ever touched.
 _RUN_FILES = (
-    "checkpoint-*",
     "runs",
     ".saving-*",
     "model*.safetensors*",
@@ -44,8 +50,9 @@ _RUN_FILES = (
     *_PREDICTIONS,
 )
 
-# What --push_to_hub keeps back: what only this machine has a use for, labels and predictions of the user's data.
-_KEPT_HERE = ("checkpoint-*", "runs", ".saving-*", "teacher_cache", "dev_predictions.npz", *_PREDICTIONS)
+# What --push_to_hub keeps back: what only this machine has a use for, or names it (TensorBoard's log), labels and
+# predictions of the user's data.
+_KEPT_HERE = ("runs", ".saving-*", "teacher_cache", "dev_predictions.npz", *_PREDICTIONS)
 
 
 def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
@@ -58,9 +65,10 @@ def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
     for source in map(Path, filter(None, sources)):
         if folder.resolve() in (source.resolve(), *source.resolve().parents):
             raise InputError(f"--output_dir {folder}: {source} is also read from; choose another folder")
-    holds_run = any(
-        next(folder.glob(pattern), None) for pattern in ("checkpoint-*", "model*.safetensors", "eval_results.*")
-    )
+    if foreign := not_of_a_run(folder):
+        raise InputError(f"{foreign}: no run made this, and a checkpoint may have to lie there; move it elsewhere")
+    traces = ("model*.safetensors", "eval_results.*", _REPLACED)
+    holds_run = last_checkpoint(folder) or any(next(folder.glob(pattern), None) for pattern in traces)
     if holds_run and not args.overwrite_output_dir and args.resume_from_checkpoint is None:
         raise InputError(
             f"--output_dir {folder}: already holds a run; choose another folder, or give --overwrite_output_dir to "
@@ -68,65 +76,122 @@ def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
         )
 
 
-def start_output_dir(args: TrainingArguments) -> str | None:
-    """Make the output folder ready, and return the checkpoint to go on from (None: from the start).
+@contextmanager
+def output_folder(args: TrainingArguments, experiment: dict) -> Iterator[str | None]:
+    """Around a training run: makes the output folder ready, and yields the checkpoint to go on from (None: from the
+    start), which must be of the same `experiment`.
 
-    With `--overwrite_output_dir` the earlier run's files are removed. When resuming, checkpoints that a killed run
-    left incomplete are removed: a checkpoint is complete once its trainer_state.json, written last, can be read.
-    Raises InputError for a folder that cannot be written, or a checkpoint that is not complete.
+    With `--overwrite_output_dir` the earlier run's files are set aside; they are removed once the new run saves its
+    first checkpoint or its model (`forget_replaced_run`), and put back where it fails before that.
+    Raises InputError for a folder that cannot be written, and a checkpoint that the run cannot go on from.
     """
     folder, resume = Path(args.output_dir), args.resume_from_checkpoint
-    if resume not in (None, "last") and not _is_complete(Path(resume)):
-        raise InputError(f"--resume_from_checkpoint {resume}: not a complete checkpoint folder")
     # With several processes the first tidies up, and the others then find nothing left to do.
     with args.main_process_first(local=False):
         try:
+            for unfinished in folder.glob(".saving-*"):
+                remove(unfinished)
             if resume is None and args.overwrite_output_dir:
-                _remove(path for pattern in _RUN_FILES for path in folder.glob(pattern))
-            if resume == "last":
-                remove_incomplete(folder.glob("checkpoint-*"))
+                _set_aside(folder)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from error
-    return last_checkpoint(folder) if resume == "last" else resume
+        checkpoint = last_good_checkpoint(folder) if resume == "last" else resume and Path(resume)
+        if checkpoint and (fault := fault_of(checkpoint)):
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: {fault}")
+        if checkpoint:
+            check_same_experiment(checkpoint, experiment)
+    try:
+        yield checkpoint and str(checkpoint)
+    except BaseException:
+        if args.process_index == 0:
+            _put_back(folder)
+        raise
+
+
+# Where the run that is to be replaced waits, in its own folder.
+_REPLACED = ".replaced"
+
+
+def _run_files(folder: Path) -> list[Path]:
+    return [path for pattern in _RUN_FILES for path in folder.glob(pattern)] + checkpoints(folder)
+
+
+def _set_aside(folder: Path) -> None:
+    """Set a run's files aside; those of one that had been set aside before stay, and this one's go."""
+    replaced = folder / _REPLACED
+    if replaced.exists():
+        _remove(_run_files(folder))
+    elif files := _run_files(folder):
+        replaced.mkdir()
+        for path in files:
+            rename(path, replaced / path.name)
+
+
+def _put_back(folder: Path) -> None:
+    """Undo `_set_aside`, if what came after has saved nothing."""
+    replaced = folder / _REPLACED
+    if replaced.exists():
+        _remove(_run_files(folder))
+        for path in replaced.iterdir():
+            rename(path, folder / path.name)
+        remove(replaced)
+
+
+def forget_replaced_run(folder: Path) -> None:
+    """Remove what `_set_aside` kept, if anything: the new run has something to show."""
+    if (folder / _REPLACED).exists():
+        remove(folder / _REPLACED)
 
 
 def pushed_files(folder: Path) -> list[str]:
     """What `--push_to_hub` sends of a finished run's folder; nothing where there is no model."""
     if next(folder.glob("model*.safetensors"), None) is None:
         return []
-    patterns = ["README.md", "runs/**/*", *(name for name in _RUN_FILES if name not in _KEPT_HERE)]
+    patterns = ["README.md", *(name for name in _RUN_FILES if name not in _KEPT_HERE)]
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     return [path.relative_to(folder).as_posix() for path in found]
 
 
-def remove_incomplete(checkpoints: Iterable[Path]) -> None:
-    """Remove those that a killed run, or a full disk, left incomplete."""
-    _remove(path for path in checkpoints if not _is_complete(path))
-
-
 def _remove(paths: Iterable[Path]) -> None:
     for path in list(paths):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The complete checkpoint of `folder` with the most steps, or None."""
-    complete = [path for path in Path(folder).glob("checkpoint-*") if _is_complete(path)]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]), default="")) or None
+# Options that may differ when a run goes on: they decide where things lie, what is said, sent, measured beside, and on
+# what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
+MAY_CHANGE = """
+    output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file
+    model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir do_train do_eval do_predict
+    per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_total_limit logging_dir
+    logging_first_step logging_steps logging_strategy log_level log_level_replica log_on_each_node disable_tqdm
+    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics
+    include_num_input_tokens_seen use_cpu local_rank ddp_backend ddp_timeout ddp_bucket_cap_mb
+    ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
+    torch_empty_cache_steps push_to_hub hub_model_id hub_revision hub_private_repo hub_always_push hub_strategy
+    hub_token evaluate_during_training
+""".split()
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
+def describe_experiment(args: TrainingArguments, groups: Iterable, **digests: str) -> dict:
+    """What decides a run's numbers: its options but for `MAY_CHANGE`, the rows of a batch, the versions of torch and
+    transformers, and `digests` of what it reads (named in words, with underscores for blanks)."""
+    options = {}
+    for group in groups:
+        options |= vars(group)
+    options |= args.to_dict()
+    experiment = {name: value for name, value in options.items() if name not in MAY_CHANGE}
+    experiment["rows of a batch"] = args.train_batch_size * args.world_size
+    experiment |= {
+        f"version of {package}": importlib.metadata.version(package) for package in ("torch", "transformers")
+    }
+    return experiment | {name.replace("_", " "): digest for name, digest in digests.items()}
 
 
 def write_run_description(args: TrainingArguments, *more) -> None:
     """`args.json`: the exact command, every option (of `args` and further dataclasses), seed, versions, the commits of
-    models from the hub, machine."""
+    models from the hub, machine, and under `earlier_starts` the same of each time that the run was started before."""
     if args.process_index != 0:
         return
     options = {}
@@ -136,8 +201,13 @@ def write_run_description(args: TrainingArguments, *more) -> None:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         versions[package] = importlib.metadata.version(package)
+    path = Path(args.output_dir) / "args.json"
+    earlier = []
+    if path.exists():
+        before = read_json(path)
+        earlier = [*before.pop("earlier_starts", []), before]
     write_json(
-        Path(args.output_dir) / "args.json",
+        path,
         {
             "command": shlex.join([sys.executable, *sys.argv]),
             "folder": os.getcwd(),
@@ -147,5 +217,6 @@ def write_run_description(args: TrainingArguments, *more) -> None:
             "versions": versions,
             "commits": commits_used(),
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+            "earlier_starts": earlier,
         },
     )

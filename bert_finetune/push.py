@@ -1,13 +1,16 @@
 """A finished run's folder, sent to the Hugging Face hub at the very end of its script."""
 
+import json
 from pathlib import Path
 
-from huggingface_hub import auth_check, create_branch, create_repo, model_info, upload_folder
+from huggingface_hub import CommitOperationAdd, auth_check, create_branch, create_commit, create_repo, model_info
 
 from bert_finetune.errors import InputError
+from bert_finetune.files import read_json
 from bert_finetune.hub import HUB_FAILURES, push_reason
 from bert_finetune.model_card import name_in_card
 from bert_finetune.outputs import pushed_files
+from bert_finetune.paths import command_for_others, for_others
 from bert_finetune.run_arguments import RunArguments
 
 
@@ -39,19 +42,23 @@ def open_repository(args: RunArguments, model: str | None) -> None:
 
 
 def push(args: RunArguments) -> None:
-    """With `--push_to_hub`, send the output folder's model with its card, figures and log, in one commit. Raises
-    InputError where the hub does not take it; the folder stays as it is."""
+    """With `--push_to_hub`, send the output folder's model with its card and figures, in one commit, and `args.json`
+    without what is private to this machine. Raises InputError where the hub does not take it; the folder stays as it
+    is."""
     if not args.push_to_hub or args.process_index != 0:
         return
     folder = Path(args.output_dir)
     name_in_card(folder, args.hub_model_id)
+    files = {name: CommitOperationAdd(name, folder / name) for name in pushed_files(folder)}
+    if "args.json" in files:
+        told = read_json(folder / "args.json")
+        for start in (told, *told.get("earlier_starts", [])):
+            start["command"] = command_for_others(start["command"])
+        text = json.dumps(for_others(told), indent=2) + "\n"
+        files["args.json"] = CommitOperationAdd("args.json", text.encode())
     try:
-        sent = upload_folder(
-            repo_id=args.hub_model_id,
-            folder_path=folder,
-            allow_patterns=pushed_files(folder),
-            revision=args.hub_revision,
-            commit_message="A finished run",
+        sent = create_commit(
+            args.hub_model_id, files.values(), commit_message="A finished run", revision=args.hub_revision
         )
     except HUB_FAILURES as error:
         again = f"the model is in {folder}, and --do_eval --push_to_hub of that folder sends it"

@@ -3,6 +3,7 @@
 import copy
 import errno
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -13,14 +14,25 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput
 
+from bert_finetune.checkpoints import restore_weights, save_weights
 from bert_finetune.errors import InputError, reading, writing
+from bert_finetune.files import remove
 from bert_finetune.glue import Task
-from bert_finetune.outputs import last_checkpoint, remove_incomplete
+from bert_finetune.outputs import forget_replaced_run
 from bert_finetune.processes import share_of_step
 from bert_finetune.run_arguments import RunArguments
+from bert_finetune.run_checkpoints import (
+    begin,
+    checkpoint_name,
+    checkpoints,
+    complete,
+    keep,
+    last_checkpoint,
+    seconds_at,
+)
 from bert_finetune.samplers import LengthGroupedBatches, longest_first, share_batches
 from bert_finetune.training_log import Means, QuietProgress, evaluation_line, is_figure
 
@@ -48,15 +60,16 @@ class Measurement:
 
 
 # What is used of transformers' private parts, for want of public ones: `_get_train_sampler` and `_get_eval_sampler`,
-# to order the examples; `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler` and
-# `_load_rng_state`, to name the checkpoint that cannot be written or read, and in distillation with `_load_best_model`
-# to read its parts; `TrainingArguments._n_gpu`; `PreTrainedModel._supports_attention_backend`;
+# to order the examples; `_save_checkpoint`, `_get_output_dir`, `_load_best_model`, `_load_from_checkpoint`,
+# `_load_optimizer_and_scheduler` and `_load_rng_state`, to have checkpoints written whole, found, read, and named where
+# they are damaged; `TrainingArguments._n_gpu`; `PreTrainedModel._supports_attention_backend`;
 # `PreTrainedConfig._attn_implementation`.
 class TaskTrainer(Trainer):
     """A Trainer for one task.
 
-    `dev`: dev split name -> dataset; with more than one (MNLI) every figure carries the split's name. The losses that a
-    step computes go to the log and, as means since the last evaluation, into the evaluation's line.
+    `dev`: dev split name -> dataset; with more than one (MNLI) every figure carries the split's name. `experiment`:
+    what the run is, for its checkpoints. The losses that a step computes go to the log and, as means since the last
+    evaluation, into the evaluation's line.
     """
 
     def __init__(
@@ -67,9 +80,15 @@ class TaskTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         train_dataset: Dataset | None = None,
         dev: dict[str, Dataset] | None = None,
+        experiment: dict | None = None,
         **kwargs,
     ):
         args = copy.copy(args)
+        # Checkpoints are written, found and removed by `bert_finetune.run_checkpoints`.
+        self._folder, self._limit, args.save_total_limit = Path(args.output_dir), args.save_total_limit, None
+        self._saving_into: Path | None = None
+        self._experiment = experiment or {}
+        self._begun = self._seconds = self._seconds_before = 0.0
         args.label_names = ["labels"]
         if train_dataset is None:
             args.report_to = []  # an evaluation by itself leaves no log
@@ -93,8 +112,9 @@ class TaskTrainer(Trainer):
         self.compile_model(self.classifier)
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over its batch
         self._since_log, self._since_evaluation = Means(), Means()
-        if not args.disable_tqdm:
-            self.pop_callback(ProgressCallback)
+        # Both would print a dictionary at every log, where an evaluation has its line.
+        self.pop_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
             self.add_callback(QuietProgress)
 
     @property
@@ -110,8 +130,8 @@ class TaskTrainer(Trainer):
 
     @property
     def train_seconds(self) -> float:
-        """How long this process trained."""
-        return [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry][-1]
+        """How long the run has trained, in all of its starts."""
+        return self._seconds_before + (time.monotonic() - self._begun if self.is_in_train else self._seconds)
 
     def compile_model(self, model: PreTrainedModel) -> None:
         """Compile a model in place where `--torch_compile` asks for it and it may gain by it."""
@@ -161,11 +181,14 @@ class TaskTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        if resume_from_checkpoint is not None:
+            self._seconds_before = seconds_at(Path(resume_from_checkpoint))
+        self._begun = time.monotonic()
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(resume_from_checkpoint, **kwargs)
         except KeyboardInterrupt as interrupt:
-            kept = last_checkpoint(self.args.output_dir)
+            kept = last_checkpoint(self._folder)
             raise KeyboardInterrupt(
                 f"--resume_from_checkpoint goes on from {kept}" if kept else "there is no checkpoint yet"
             ) from interrupt
@@ -173,25 +196,89 @@ class TaskTrainer(Trainer):
             # A full disk that names no file is TensorBoard's log; all else that is written is named.
             if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            with writing(Path(self.args.output_dir, "runs")):
+            with writing(self._folder / "runs"):
                 raise
+        self._seconds = time.monotonic() - self._begun
+        if self._limit == 1 and self.best_checkpoint and self.args.should_save:
+            keep(self._folder, 0, self.best_checkpoint)
+        return output
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint whose weights the run ends with; None where that is simply the last step."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return self._folder / checkpoint_name(best) if best else None
+
+    def check_best_checkpoint(self) -> None:
+        """Raise InputError where the best checkpoint so far is not there."""
+        if self.best_checkpoint and self.best_checkpoint not in checkpoints(self._folder):
+            there = ", ".join(path.name for path in checkpoints(self._folder)) or "no checkpoint"
+            raise InputError(f"{self.best_checkpoint}: the run's best checkpoint is gone; there is {there}")
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        name, writes = checkpoint_name(self.state.global_step), self.args.should_save
+        aside = self._folder / f".saving-{name}"
         try:
-            with writing(folder / name):
+            with writing(self._folder / name):
+                if writes:
+                    begin(aside)
+                self.accelerator.wait_for_everyone()
+                self._saving_into = aside
                 super()._save_checkpoint(model, trial)
-        except BaseException:
-            remove_incomplete(folder.glob(name))
-            raise
+                self.accelerator.wait_for_everyone()
+                if writes:
+                    # Which step was best is kept, and not where its checkpoint lay: the folder may be moved.
+                    self.state.best_model_checkpoint = None
+                    self.state.save_to_json(str(aside / name / "trainer_state.json"))
+                    complete(aside / name, self._folder, self._experiment, self.train_seconds)
+                    forget_replaced_run(self._folder)
+                    keep(self._folder, self._limit, self.best_checkpoint)
+                self.accelerator.wait_for_everyone()
+        finally:
+            self._saving_into = None
+            if writes and aside.exists():
+                remove(aside)
+        self.state.best_model_checkpoint = self.best_checkpoint and str(self.best_checkpoint)
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._saving_into or self._folder)
+
+    def _load_best_model(self) -> None:
+        self.check_best_checkpoint()
+        with reading(str(self.best_checkpoint)):
+            self.restore_classifier(self.best_checkpoint)
+
+    # What is trained, in a checkpoint and out of it; a trainer whose model is more than a classifier has its own.
+
+    def save_trained(self, folder: Path) -> None:
+        """Write all that is trained into a checkpoint."""
+        save_weights(self.classifier, folder)
+
+    def restore_trained(self, checkpoint: Path) -> None:
+        """Go on from what `save_trained` wrote."""
+        restore_weights(self.classifier, checkpoint)
+
+    def restore_classifier(self, checkpoint: Path) -> None:
+        """Give the classifier the weights that it had at a checkpoint."""
+        restore_weights(self.classifier, checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.save_trained(folder)
+            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self.restore_trained(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(f"{checkpoint}, its optimizer"):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.check_best_checkpoint()
+            self.state.best_model_checkpoint = self.best_checkpoint and str(self.best_checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(f"{checkpoint}, its random state"):
@@ -205,7 +292,7 @@ class TaskTrainer(Trainer):
 
     def stop_diverged(self, what: str) -> NoReturn:
         """End a run whose numbers have left the finite, before anything of it is saved."""
-        kept = last_checkpoint(self.args.output_dir)
+        kept = last_checkpoint(self._folder)
         raise InputError(
             f"{what}; nothing was saved after it, "
             + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from glue_files import write_task
 from hub_server import TOKEN, HubModel, HubServer
 from safetensors.torch import load_file
 from transformers import AutoModel
+
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("test_hub")]
 
 RTE = ["entailment", "not_entailment"]
 
@@ -226,10 +229,13 @@ def test_a_finished_model_is_sent_with_its_card(pushed):
     assert f"sent to {hub.url}/me/finetuned/commit/" in out and f"sent to {hub.url}/org/small/commit/" in student_out
     for files, folder in ((finetuned, "finetuned"), (student, "student")):
         assert {"model.safetensors", "config.json", "tokenizer.json", "args.json", "README.md"} < set(files)
-        assert all(content == (world.folder / folder / name).read_bytes() for name, content in files.items())
-        assert any(name.startswith("runs/") for name in files)
+        for name, content in files.items():
+            assert content == (world.folder / folder / name).read_bytes() or name == "args.json", name
+            assert str(world.folder).encode() not in content and sys.prefix.encode() not in content, name
+            assert platform.node().encode() not in content, name
+        assert json.loads(files["args.json"])["options"]["output_dir"] == folder
         left = {path.name for path in (world.folder / folder).iterdir()} - {name.split("/")[0] for name in files}
-        assert {re.sub(r"-\d+", "", name) for name in left} == {"checkpoint", "dev_predictions.npz"} | (
+        assert {re.sub(r"-\d+", "", name) for name in left} == {"checkpoint", "dev_predictions.npz", "runs"} | (
             {"notes.txt", "RTE.tsv"} if folder == "student" else set()
         )
     assert "flow.png" in student and 'model="org/small")' in student["README.md"].decode()

@@ -2,13 +2,18 @@
 
 import json
 import re
+import sys
 
+import pytest
 import yaml
 from conftest import save_bert
 
 from bert_emd.emd_task_distill import main as distil
 from bert_finetune.glue import TASKS
+from bert_finetune.paths import command_for_others
 from bert_finetune.run_glue import main as finetune
+
+pytestmark = pytest.mark.training
 
 
 def run(main, *argv):
@@ -34,12 +39,19 @@ def test_student(teacher, glue_dir, tmp_path):
     assert yaml.safe_load(head) == {"library_name": "transformers", "pipeline_tag": "text-classification"}
     assert "# license: yours to fill in" in head
     assert body.startswith("\n# 2-layer bert for RTE (entailment, not_entailment)\n")
-    assert f"Distilled with BERT-EMD from `{teacher}`." in body
+    assert f"Distilled with BERT-EMD from `{teacher.name}`." in body
     assert "![Average flow between student and teacher layers](flow.png)" in body
     assert (out / "flow.png").read_bytes().startswith(b"\x89PNG")
     args = json.loads((out / "args.json").read_text())
-    for part in (args["command"], "Seed 7;", f"torch {args['versions']['torch']}", f'model="{out}"', '"text_pair"'):
+    for part in (
+        command_for_others(args["command"]),
+        "\nSeed 7.\n",
+        f"torch {args['versions']['torch']}",
+        'model="out"',
+        '"text_pair"',
+    ):
         assert part in body
+    assert str(tmp_path) not in body and sys.executable not in body
     results = json.loads((out / "eval_results.json").read_text())
     teachers, students = rows(card)
     assert teachers["model"] == "teacher" and students["model"] == "this model"
@@ -56,7 +68,7 @@ def test_fine_tuned_model_and_several_dev_sets(pretrained, glue_dir, tmp_path):
     task = ["--task_name", "MNLI", "--data_dir", glue_dir]
     run(finetune, "--model_name_or_path", pretrained, *task, "--do_train", *quick(out))
     card = (out / "README.md").read_text()
-    assert f"Fine-tuned from `{pretrained}`." in card and "flow.png" not in card
+    assert f"Fine-tuned from `{pretrained.name}`." in card and "flow.png" not in card
     (row,) = rows(card)
     assert {"matched_accuracy", "mismatched_accuracy"} <= set(row)
 
