@@ -1,5 +1,6 @@
 """A task that the user brings as files: what its columns, its classes or its scores are is found from the data."""
 
+import re
 from collections.abc import Iterable
 
 from transformers import PreTrainedConfig
@@ -7,18 +8,21 @@ from transformers import PreTrainedConfig
 from bert_finetune.checkpoints import class_names
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
+from bert_finetune.own_files import OwnFiles
 from bert_finetune.processes import is_main_process
-from bert_finetune.tables import Table, read_table
+from bert_finetune.tables import NO_HEADER, Table, is_sentence
 from bert_finetune.task_kinds import Classification, Regression, number, plain
 
 # More classes than this, each with hardly an example, are taken for a wrong column.
 _MANY_CLASSES = 50
+# A column without a name, and what pandas calls one: the numbers of the rows.
+_NO_NAME = re.compile(r"(Unnamed: \d+|__index_level_\d+__)?")
 
 
 def custom_task(
     files: dict[str, str],
     text_columns: tuple[str, ...],
-    label_column: str,
+    own_files: OwnFiles,
     regression: bool | None,
     model: PreTrainedConfig,
     fine_tuned: bool,
@@ -26,30 +30,28 @@ def custom_task(
     """The task behind the user's own files, which is printed.
 
     files: split ("train", "dev", "test") -> path, for the splits there are; the first of them says what the task is.
-    text_columns: one or two; none means the only column beside the labels.
+    text_columns: one or two; none means the only column beside the labels. own_files: how the files are read.
     regression: whether labels are scores to predict; None: if some are not whole, or as the fine-tuned model has it.
     model, fine_tuned: a fine-tuned model's own classes count, and the labels in the files are matched to them by name,
         or by number (label 1 is its class 1). Otherwise the classes are the different labels in the file.
     Raises InputError for columns that are not there, and labels that are not the model's.
     """
     split, path = next(iter(files.items()))
-    table = read_table(path)
-    text_columns = text_columns or _only_text_column(table, label_column)
+    table, label_column = own_files.read(path), own_files.label_column
+    if split != "test":
+        table.column(label_column)
+    text_columns = text_columns or _only_text_column(table, own_files)
     if len(text_columns) > 2:
         raise InputError(f"--text_column {','.join(text_columns)}: give one column, or two of a pair")
     for name in text_columns:
         table.column(name)
-    labels = []
-    if split != "test":
-        position = table.column(label_column)
-        labels = [row[position] for row in table.rows if len(row) > position and row[position] is not None]
+    labels = own_files.settle(table) if split != "test" else []
     if fine_tuned:
         if regression is not None and regression != (model.num_labels == 1):
             raise InputError(f"--regression {regression}: the fine-tuned model has {model.num_labels} outputs")
         regression = model.num_labels == 1
     elif regression is None:
-        numbers = [number(label) for label in labels]
-        regression = None not in numbers and any(not value.is_integer() for value in numbers)
+        regression = own_files.numbers and not all(float(label).is_integer() for label in labels)
     where = f"{path}, column {label_column}"
     if regression:
         kind = Regression()
@@ -57,7 +59,7 @@ def custom_task(
         classes = _classes_of_model(labels, model, where) if fine_tuned else _classes_of_data(labels, where)
         kind = Classification(classes, writes_names=True)
     if is_main_process():
-        if path.endswith(".tsv"):
+        if path.lower().endswith(".tsv"):
             _warn_of_quotes(table, text_columns)
         print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {kind.described(labels)}")
     return Task(
@@ -71,17 +73,24 @@ def custom_task(
         dev={"dev": files["dev"]} if "dev" in files else {},
         test={"test": files["test"]} if "test" in files else {},
         submission={"test": "predictions.tsv"},
+        own_files=own_files,
     )
 
 
-def _only_text_column(table: Table, label_column: str) -> tuple[str, ...]:
-    others = tuple(name for name in table.columns if name != label_column)
-    if len(others) != 1:
+def _only_text_column(table: Table, own_files: OwnFiles) -> tuple[str, ...]:
+    others = [name for name in table.columns if name != own_files.label_column]
+    named = [name for name in others if not _NO_NAME.fullmatch(name)]
+    if len(named) != 1:
         raise InputError(
-            f"--text_column is missing: {table.path} has the columns {', '.join(table.columns)}; name the text's, or "
-            "both of a pair with a comma between them"
+            f"--text_column is missing: {table.path} has the columns {', '.join(filter(None, table.columns))}; name "
+            "the text's, or both of a pair with a comma between them"
         )
-    return others
+    # Where there are labels, their column's name has shown that there is a header.
+    if own_files.label_column not in table.columns and is_sentence(named[0]):
+        raise InputError(f"{table.path}: {NO_HEADER} (or give this one as --text_column)")
+    if len(named) < len(others):
+        own_files.say(table, "a column without a name, an index of the rows, is left out")
+    return tuple(named)
 
 
 def _classes_of_data(labels: Iterable[str], where: str) -> dict[str, str]:
@@ -102,10 +111,13 @@ def _classes_of_model(labels: Iterable[str], model: PreTrainedConfig, where: str
     """What the file writes -> the fine-tuned model's class, for all classes in the model's order."""
     names = class_names(model)
     found = set(labels)
-    alike = {name: [label for label in sorted(found) if plain(label) == plain(name)] for name in names}
+    alike = {name: [label for label in sorted(found) if _alike(label) == _alike(name)] for name in names}
     for name, spellings in alike.items():
         if len(spellings) > 1:
-            raise InputError(f"{where}: {' and '.join(spellings)} both look like the class {name}; write it in one way")
+            raise InputError(
+                f"{where}: {' and '.join(spellings)} both look like the class {name}; write it in one way"
+                " (where only the case differs, --merge_case does)"
+            )
     by_name = {(alike[name] or [name])[0]: name for name in names}
     if found <= set(by_name):
         return by_name
@@ -119,6 +131,12 @@ def _classes_of_model(labels: Iterable[str], model: PreTrainedConfig, where: str
         f"{where}: its labels ({', '.join(sorted(found)[:8])}) are not the model's classes ({', '.join(names)}); if "
         "they mean the same, rename them in id2label of the model's config.json"
     )
+
+
+def _alike(label: str) -> str:
+    """What the spellings of a class have in common."""
+    value = number(label)
+    return str(int(value)) if value is not None and value.is_integer() else plain(label)
 
 
 def _warn_of_quotes(table: Table, text_columns: tuple[str, ...]) -> None:

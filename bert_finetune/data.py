@@ -1,19 +1,41 @@
 """From files to tokenised datasets.
 
-read_table -> load_split -> tokenize, and load_datasets for all of a task's splits
+read_tsv or OwnFiles -> load_split -> tokenize, and load_datasets for all of a task's splits
 """
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
-from bert_finetune.glue import TASKS, Task
-from bert_finetune.tables import Table, read_table
+from bert_finetune.glue import Task
+from bert_finetune.tables import Table, read_tsv
+
+
+@dataclass(frozen=True)
+class GlueFiles:
+    """How a GLUE task's files are read: exactly. Has the interface of `OwnFiles`."""
+
+    task: Task
+
+    def read(self, path: Path) -> Table:
+        """A file as it is."""
+        if not path.exists():
+            raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")
+        return read_tsv(path, self.task.headerless)
+
+    def texts(self, table: Table, name: str) -> list[str | None]:
+        """The fields of a column; None where a row ends before it."""
+        position = table.column(name)
+        return [table.text(k, position) for k in range(len(table.rows))]
+
+    def labels(self, table: Table) -> list[str | None]:
+        """The labels; None where a row ends before them."""
+        return self.texts(table, self.task.label_column)
 
 
 def load_split(task: Task, path: Path, split: str) -> Dataset:
@@ -24,48 +46,53 @@ def load_split(task: Task, path: Path, split: str) -> Dataset:
     counted, reported and left out, and in a test file they are reported and kept with the missing text empty, so that
     row i of the file stays prediction i.
     """
-    if task.name in TASKS and not path.exists():
-        raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")
-    table = read_table(path, task.headerless)
-    text_columns = [table.column(name) for name in task.columns]
-    label_column = table.column(task.label_column) if split != "test" else None
-    needed = max([*text_columns, label_column or 0]) + 1
-    columns = {name: [] for name in ("text_a", "text_b")[: len(text_columns)]} | (
-        {} if split == "test" else {"label": []}
-    )
-    short = []
-    for k, row in enumerate(table.rows):
-        if len(row) < needed:
-            if split != "test" and split not in task.skips_short_rows:
-                raise InputError(
-                    f"{table.place(k)}: {len(row)} tab-separated fields where {needed} are needed; "
-                    "mend or remove the row"
-                )
-            short.append(str(table.numbers[k]))
-            if split != "test":
-                continue
-            row = row + [""] * (needed - len(row))
-        for name, position in zip(("text_a", "text_b"), text_columns, strict=False):
-            columns[name].append(_present(row[position], table, k, position))
-        if label_column is not None:
-            label = _present(row[label_column], table, k, label_column)
+    files = task.own_files or GlueFiles(task)
+    table = _with_full_rows(files.read(path), task, split)
+    if not table.rows:
+        raise InputError(f"{path}: the file holds no usable row of data")
+    columns = {
+        name: _present(files.texts(table, column), table, column)
+        for name, column in zip(("text_a", "text_b"), task.columns, strict=False)
+    }
+    if split != "test":
+        columns["label"] = []
+        for k, label in enumerate(_present(files.labels(table), table, task.label_column)):
             try:
                 columns["label"].append(task.kind.read(label, task.name))
             except ValueError as error:
                 raise InputError(f"{table.place(k)}: {error}") from error
-    if short:
-        shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
-        fate = "kept with empty text" if split == "test" else "left out"
-        print(f"{path}: {len(short)} rows with too few fields {fate} (lines {shown})")
-    if not columns["text_a"]:
-        raise InputError(f"{path}: the file holds no usable row of data")
     return Dataset.from_dict(columns)
 
 
-def _present(value: str | None, table: Table, k: int, position: int) -> str:
-    if value is None:
-        raise InputError(f"{table.place(k)}: no value in column {table.columns[position]!r}")
-    return value
+def _with_full_rows(table: Table, task: Task, split: str) -> Table:
+    """The table with all fields that the split needs in each row: see `load_split`."""
+    needed = 1 + max(map(table.column, (*task.columns, *([task.label_column] if split != "test" else []))))
+    short = [k for k, row in enumerate(table.rows) if len(row) < needed]
+    if not short:
+        return table
+    if split == "test":
+        fate, kept = "kept with empty text", range(len(table.rows))
+    elif split in task.skips_short_rows:
+        fate, kept = "left out", sorted(set(range(len(table.rows))).difference(short))
+    else:
+        raise InputError(
+            f"{table.place(short[0])}: {len(table.rows[short[0]])} tab-separated fields where {needed} are needed; "
+            "mend or remove the row"
+        )
+    shown = ", ".join(str(table.numbers[k]) for k in short[:5]) + (", ..." if len(short) > 5 else "")
+    print(f"{table.path}: {len(short)} rows with too few fields {fate} (lines {shown})")
+    rows = [table.rows[k] + [""] * (needed - len(table.rows[k])) for k in kept]
+    return replace(table, rows=rows, numbers=[table.numbers[k] for k in kept])
+
+
+def _present(values: list[str | None], table: Table, column: str) -> list[str]:
+    missing = [k for k, value in enumerate(values) if value is None]
+    if missing:
+        more = f" (nor in {len(missing) - 1} more rows)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{table.place(missing[0])}: no value in column {column!r}{more}; fill it in or remove the row"
+        )
+    return values
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:

@@ -6,6 +6,7 @@ traceback. What is wrong in this project itself is neither caught nor renamed: i
 
 import argparse
 import functools
+import io
 import os
 import pickle
 import sys
@@ -58,6 +59,8 @@ def reports_input_errors(main):
     @functools.wraps(main)
     def wrapper(*args, **kwargs):
         shown, threading.excepthook = threading.excepthook, _show_unless_of_a_file
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a class name may be more than a console can show
         try:
             return main(*args, **kwargs)
         except InputError as error:

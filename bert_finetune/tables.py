@@ -1,4 +1,4 @@
-"""Files of rows, read exactly: TSV as GLUE has it, CSV, JSON lines, Parquet.
+"""Files of rows: GLUE's TSV, read exactly, and what users bring: CSV, TSV, JSON, Parquet.
 
 GLUE's files are tab-separated text without quoting: a row ends at a line feed and nowhere else (Unicode line
 separators, carriage returns, quotes and NULs are text), and the fields are whatever stands between two tabs.
@@ -8,9 +8,10 @@ import csv
 import io
 import json
 import math
+import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow
@@ -18,46 +19,111 @@ from pyarrow import parquet
 
 from bert_finetune.errors import InputError
 
+# Between a CSV file's fields -> what a message calls it. The first that splits a header best is taken.
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+
+# How files begin that are not what their name says, or stand for another.
+_PARQUET = b"PAR1"
+_OTHER_KINDS = {
+    b"\x1f\x8b": "a gzip file; unpack it first",
+    b"BZh91AY&SY": "a bzip2 file; unpack it first",
+    b"\xfd7zXZ": "an xz file; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
+    b"PK\x03\x04": "a zip file or an Excel workbook; unpack it, or save the table as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook; save the table as CSV",
+    _PARQUET: "a Parquet file; its name must end in .parquet",
+    b"ARROW1": "an Arrow file; write it with to_csv or to_parquet",
+    b"version https://git-lfs": "a Git LFS pointer, the data were not fetched; git lfs pull does that",
+    b"<!DOCTYPE": "a web page, not the file itself",
+    b"<!doctype": "a web page, not the file itself",
+    b"<html": "a web page, not the file itself",
+}
+
 
 @dataclass(frozen=True)
 class Table:
-    """A file's rows as text fields, None where JSON or Parquet has no value.
+    """A file's rows, each field as the file has it: text, or a value of JSON or Parquet.
 
-    `numbers[k]` is where `rows[k]` stands in the file, counted from 1 in `unit`s ("line", or "row" of a Parquet file).
+    `numbers[k]` is where `rows[k]` stands in the file, counted from 1 in `unit`s ("line", or "row" where no line is
+    one). `notes`: what the user should know of the way it was read.
     """
 
     path: Path
     columns: tuple[str, ...]
-    rows: list[list[str | None]]
+    rows: list[list]
     numbers: Sequence[int]
     unit: str = "line"
+    notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> int:
         """The position of the column `name`."""
         if self.columns.count(name) != 1:
             several = "more than one" if name in self.columns else "no"
-            raise InputError(f"{self.path}: {several} column {name!r}; its columns are {', '.join(self.columns)}")
+            raise InputError(
+                f"{self.path}: {several} column {name!r}; its columns are {', '.join(self.columns)}"
+                + ("; " + NO_HEADER if self.lacks_header() else "")
+            )
         return self.columns.index(name)
+
+    def lacks_header(self) -> bool:
+        """Whether the names of the columns look like a row of data."""
+        return any(
+            is_sentence(name)
+            or (re.fullmatch(r"-?\d+([.,]\d+)?", name) and name != str(position))
+            or (name and any(position < len(row) and row[position] == name for row in self.rows))
+            for position, name in enumerate(self.columns)
+        )
 
     def place(self, k: int) -> str:
         """How a message names row k."""
         return f"{self.path}, {self.unit} {self.numbers[k]}"
 
+    def text(self, k: int, position: int) -> str | None:
+        """A field as text, None where the file has no value or the row ends before it; a whole number has no point.
 
-def read_table(path: str | Path, headerless: tuple[str, ...] = ()) -> Table:
-    """Read a file by the ending of its name: .tsv, .csv, .json or .jsonl (an object a line), .parquet.
+        Raises InputError for what is neither a text nor a number.
+        """
+        row = self.rows[k]
+        value = row[position] if position < len(row) else None
+        if isinstance(value, bytes):
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{self.place(k)}: column {self.columns[position]!r} holds bytes that are not UTF-8 text"
+                ) from error
+        if isinstance(value, list | dict):
+            kind = type(value).__name__
+            raise InputError(f"{self.place(k)}: column {self.columns[position]!r} holds a {kind}, not a text or number")
+        if isinstance(value, float):
+            if math.isnan(value):
+                return None
+            return str(int(value)) if value.is_integer() else str(value)
+        return None if value is None else str(value)
 
+
+NO_HEADER = "the first row looks like data: add a first line with the columns' names"
+
+
+def is_sentence(name: str) -> bool:
+    """Whether the name of a column is rather a text."""
+    return len(name.split()) > 5
+
+
+def read_table(path: str | Path, delimiter: str | None = None) -> Table:
+    """Read a file of the user's own by the ending of its name: .tsv, .csv, .json, .jsonl or .parquet, in any case.
+
+    Blanks around the columns' names are no part of them. `delimiter`: between the fields of a CSV file; None: found.
     Raises InputError for another ending, and for a file that is missing, empty, malformed, or text but not UTF-8.
     """
     path = Path(path)
-    if path.suffix == ".tsv":
-        return read_tsv(path, headerless)
-    if path.suffix not in _READERS:
-        raise InputError(f"{path}: files are read by their ending, which must be .tsv, {', '.join(_READERS)}")
-    table = _READERS[path.suffix](path)
+    ending = path.suffix.lower()
+    if ending not in _READERS:
+        raise InputError(f"{path}: files are read by their ending, which must be {', '.join(_READERS)}")
+    table = read_csv(path, delimiter) if ending == ".csv" else _READERS[ending](path)
     if not table.rows:
         raise InputError(f"{path}: the file holds no row of data")
-    return table
+    return replace(table, columns=tuple(name.strip("\ufeff\u200b \t\r\n\xa0") for name in table.columns))
 
 
 def read_tsv(path: Path, headerless: tuple[str, ...] = ()) -> Table:
@@ -69,45 +135,132 @@ def read_tsv(path: Path, headerless: tuple[str, ...] = ()) -> Table:
     Raises InputError for a file that is missing, empty or not UTF-8.
     """
     path = Path(path)
-    lines = _read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    rows = [line.removesuffix("\r").split("\t") for line in lines]
-    if rows and len(rows[0]) == len(headerless) and not set(rows[0]) & set(headerless):
+    return _tsv_table(path, _read_text(path), "\n", headerless)
+
+
+def read_own_tsv(path: Path) -> Table:
+    """Read a tab-separated file of the user's own: as GLUE's, but where there is no line feed a carriage return alone
+    ends a row (old Macs), and a row with more fields than the header has is an error: a tab has got into its text."""
+    text = _read_text(path)
+    table = _tsv_table(path, text, "\n" if "\n" in text else "\r")
+    for k, row in enumerate(table.rows):
+        if len(row) > len(table.columns):
+            raise InputError(
+                f"{table.place(k)}: {len(row)} tab-separated fields where the header has {len(table.columns)}; mend or "
+                "remove the row (text with a tab in it can stand in a .csv, in double quotes)"
+            )
+    return table
+
+
+def _tsv_table(path: Path, text: str, end: str, headerless: tuple[str, ...] = ()) -> Table:
+    rows = [line.removesuffix("\r").split("\t") for line in text.removesuffix(end).split(end)]
+    if len(rows[0]) == len(headerless) and not set(rows[0]) & set(headerless):
         return Table(path, headerless, rows, range(1, len(rows) + 1))
     if len(rows) < 2:
         raise InputError(f"{path}: the file holds no row of data")
     return Table(path, tuple(rows[0]), rows[1:], range(2, len(rows) + 1))
 
 
-def read_csv(path: Path) -> Table:
-    """Read a comma-separated file with a header line; a field in double quotes may hold commas and line ends."""
+def read_csv(path: Path, delimiter: str | None = None) -> Table:
+    """Read a file with a header line and fields between commas, or another `delimiter`; a field in double quotes may
+    hold the delimiter and line ends.
+
+    None takes the delimiter that Excel's first line `sep=;` names, or the one that splits the header best. An empty
+    line is no row, but in a file of one column it is a row without text.
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default a field of 131,072 characters is an error
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    columns, rows, numbers = None, [], []
+    text, notes = _read_text(path), []
+    named = re.match(r"sep=([^\r\n])(?=[\r\n])", text)
+    if named:
+        text = text[named.end() :]
+    chosen = delimiter or (named[1] if named else _delimiter_of(text))
+    called = _DELIMITERS.get(chosen, repr(chosen))
+    if not delimiter and chosen != ",":
+        notes.append(f"read with a {called} between fields; --delimiter names another")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=chosen, strict=True)
+    columns, rows, numbers, empty = (), [], [], []
     start = 1
     try:
         for row in reader:
             place, start = start, reader.line_num + 1
-            if columns is None:
+            if not columns:
                 columns = tuple(row)
             elif len(row) == len(columns):
                 rows.append(row)
                 numbers.append(place)
-            elif row:  # an empty line is none
+            elif len(columns) == 1 and not row:
+                rows.append([""])
+                numbers.append(place)
+                empty.append(place)
+            elif row and (len(row) > 1 or row[0].strip()):
                 raise InputError(
-                    f"{path}, line {place}: {len(row)} fields where the header has {len(columns)}; text with a comma "
-                    "or a line end in it must stand in double quotes"
+                    f"{path}, line {place}: {len(row)} fields where the header has {len(columns)}; text with a "
+                    f"{called} or a line end in it must stand in double quotes"
                 )
     except csv.Error as error:
-        raise InputError(f"{path}, line {start}: {error}") from error
-    return Table(path, columns or (), rows, numbers)
+        more = ""
+        if "expected after" in str(error):
+            more = '; a double quote inside a quoted field is written twice, "", and not \\"'
+        raise InputError(f"{path}, line {start}: {error}{more}") from error
+    if empty:
+        notes.append(f"{_lines(empty)} empty: rows without text")
+    return Table(path, columns, rows, numbers, notes=tuple(notes))
 
 
-def read_json_lines(path: Path) -> Table:
-    """Read a file with one JSON object a line; the columns are all keys that occur, in order of appearance."""
+def _delimiter_of(text: str) -> str:
+    """The one of the usual delimiters that makes most fields of the first line."""
+    header = text.lstrip("\r\n")[:100_000]
+
+    def fields(delimiter: str) -> int:
+        return len(next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter), ()))
+
+    return max(_DELIMITERS, key=fields)
+
+
+def read_json(path: Path) -> Table:
+    """Read JSON: an object a line, or one list of objects, which may stand under the key `data`.
+
+    The columns are all keys that occur, in order of appearance.
+    """
+    text = _read_text(path)
+    whole, notes = _one_value(path, text), ()
+    if isinstance(whole, dict) and _are_objects(whole.get("data")):
+        whole, notes = whole["data"], ("its rows are those under the key data",)
+    elif isinstance(whole, dict) and whole and all(isinstance(value, list | dict) for value in whole.values()):
+        raise InputError(
+            f"{path}: whole columns, not rows; with pandas, df.to_json('{path.stem}.jsonl', orient='records', "
+            "lines=True) writes rows"
+        )
+    if _are_objects(whole):
+        objects, numbers, unit = whole, range(1, len(whole) + 1), "row"
+    else:
+        objects, numbers = _json_lines(path, text)
+        unit = "line"
+    columns = tuple(dict.fromkeys(key for value in objects for key in value))
+    rows = [[value.get(column) for column in columns] for value in objects]
+    return Table(path, columns, rows, numbers, unit, notes)
+
+
+def _one_value(path: Path, text: str):
+    """What a file of one JSON value holds; None for any other, such as one of several lines with a value each."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("[") and not error.msg.startswith("Extra data"):
+            raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError):
+        pass  # _json_lines comes to it again, and names the line
+    return None
+
+
+def _are_objects(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _json_lines(path: Path, text: str) -> tuple[list[dict], list[int]]:
+    """The objects of a file with one a line, and the numbers of their lines."""
     objects, numbers = [], []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -118,53 +271,69 @@ def read_json_lines(path: Path) -> Table:
             raise InputError(f"{path}, line {number}: not a JSON object; there must be one object a line")
         objects.append(value)
         numbers.append(number)
-    columns = tuple(dict.fromkeys(key for value in objects for key in value))
-    rows = [
-        [_text(value.get(column), f"{path}, line {number}", column) for column in columns]
-        for value, number in zip(objects, numbers, strict=True)
-    ]
-    return Table(path, columns, rows, numbers)
+    return objects, numbers
 
 
 def read_parquet(path: Path) -> Table:
-    """Read a Parquet file."""
-    _check_readable(path)
+    """Read a Parquet file. The numbers of a ClassLabel column, of Hugging Face's datasets, become its class names; -1,
+    which stands for none there, no value."""
+    raw = _read_bytes(path)
+    if not raw.startswith(_PARQUET):
+        _check_kind(path, raw)
     try:
-        columns = parquet.read_table(path).to_pydict()
+        table = parquet.ParquetFile(pyarrow.BufferReader(raw)).read()
+        values = [column.to_pylist() for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
-    rows = [
-        [_text(value, f"{path}, row {number}", column) for column, value in zip(columns, row, strict=True)]
-        for number, row in enumerate(zip(*columns.values(), strict=True), start=1)
+    for position, (name, names) in enumerate(zip(table.column_names, _class_labels(table.schema), strict=True)):
+        if names is not None:
+            values[position] = [
+                _class_label(value, names, f"{path}, row {k}: column {name!r}")
+                for k, value in enumerate(values[position], 1)
+            ]
+    rows = [list(row) for row in zip(*values, strict=True)]
+    return Table(path, tuple(table.column_names), rows, range(1, len(rows) + 1), unit="row")
+
+
+def _class_labels(schema: pyarrow.Schema) -> list[list[str] | None]:
+    """Each column's class names, by number; None for a column that is no ClassLabel."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError):
+        features = {}  # no metadata, none of Hugging Face, or none that says what the columns are
+    return [
+        features[field.name]["names"]
+        if pyarrow.types.is_integer(field.type) and features.get(field.name, {}).get("_type") == "ClassLabel"
+        else None
+        for field in schema
     ]
-    return Table(path, tuple(columns), rows, range(1, len(rows) + 1), unit="row")
 
 
-_READERS: dict[str, Callable[[Path], Table]] = {
+def _class_label(value: int | None, names: list[str], what: str) -> str | None:
+    if value is None or value == -1:
+        return None
+    if not 0 <= value < len(names):
+        raise InputError(f"{what} holds class {value}, and has only the classes {', '.join(names)}")
+    return names[value]
+
+
+# A file's ending -> who reads it.
+_READERS = {
+    ".tsv": read_own_tsv,
     ".csv": read_csv,
-    ".json": read_json_lines,
-    ".jsonl": read_json_lines,
+    ".json": read_json,
+    ".jsonl": read_json,
     ".parquet": read_parquet,
 }
 
 
-def _text(value, place: str, column: str) -> str | None:
-    """A value as text; a whole number has no point, whatever the file keeps it as."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{place}: column {column!r} holds bytes that are not UTF-8 text") from error
-    if isinstance(value, list | dict):
-        raise InputError(f"{place}: column {column!r} holds a {type(value).__name__}, not a text or number")
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() else str(value)
-    return None if value is None else str(value)
+def _lines(numbers: list[int]) -> str:
+    """Line 3 is; lines 3, 5, 8, 9, 12, ... are."""
+    shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return f"line {shown} is" if len(numbers) == 1 else f"{len(numbers)} lines ({shown}) are"
 
 
-def _check_readable(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -173,8 +342,15 @@ def _check_readable(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def _check_kind(path: Path, raw: bytes) -> None:
+    for beginning, kind in _OTHER_KINDS.items():
+        if raw.startswith(beginning):
+            raise InputError(f"{path}: {kind}")
+
+
 def _read_text(path: Path) -> str:
-    raw = _check_readable(path)
+    raw = _read_bytes(path)
+    _check_kind(path, raw)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -19,6 +19,8 @@ import numpy as np
 
 from bert_finetune.errors import InputError
 
+# The loss squares scores, in float32, which ends at 3.4e38.
+_LARGEST_SCORE = 1e18
 # How many classes a message lists.
 _LISTED = 20
 
@@ -255,6 +257,8 @@ class Regression(TaskKind):
 
     def read(self, text: str, task: str) -> float:
         value = number(text)
+        if value is not None and abs(value) > _LARGEST_SCORE:
+            raise ValueError(f"{text!r} is too large: float32 has no room for its square, the loss; scale the scores")
         if value is None or not self.low <= value <= self.high:
             bounded = f"score between {self.low:g} and {self.high:g}"
             raise ValueError(f"{text!r} is not a {'number' if math.isinf(self.high) else bounded}")
@@ -317,6 +321,8 @@ def number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
+    if "_" in text:
+        return None  # Python's own way of writing 10 is 1_0
     return value if math.isfinite(value) else None
 
 

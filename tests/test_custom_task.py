@@ -200,7 +200,7 @@ BAD = {
         ["--label_column", "mood", "--text_column", "text"],
         "no column 'm",
     ),
-    "empty label": (["text", "label"], [*GOOD, ("a", "")], [], "column label: its labels"),
+    "empty label": (["text", "label"], [*GOOD, ("a", "")], [], "csv, line 14: no value in column 'label'; fill it in"),
     "classes as scores": (["text", "label"], GOOD, ["--regression"], "--regression True: the fine-tuned model has 3"),
     "a GLUE task too": (
         ["text", "label"],

@@ -13,6 +13,7 @@ from bert_finetune.data import load_split, tokenize
 from bert_finetune.errors import InputError
 from bert_finetune.glue import TASKS, get_task
 from bert_finetune.tables import read_tsv
+from bert_finetune.task_kinds import Regression
 
 GLUE = SHARED / "glue_data"
 # REFERENCE: rows without header, train/dev/test, of the official files that may lie beside the repository.
@@ -46,7 +47,9 @@ def test_made_up_files_of_every_task(name, tmp_path):
         for column, text in zip(task.columns, ("text_a", "text_b"), strict=False):
             assert example[text] == row[header.index(column)]
         label = row[header.index(task.label_column)]
-        assert example["label"] == (float(label) if task.is_regression else list(task.labels).index(label))
+        assert example["label"] == (
+            float(label) if isinstance(task.kind, Regression) else [*task.kind.labels].index(label)
+        )
     assert (len(task.dev), len(task.test)) == ((2, 3) if name == "MNLI" else (1, 1))
     for file in task.dev.values():
         assert len(load_split(task, folder / file, "dev")) == 5
