@@ -488,6 +488,9 @@ def test_the_names_of_the_tasks():
     assert [corpus.folder for corpus in downloader.choose("all", CORPORA)] == official
     for names, folders in {"ax,sst,STS": "SST-2 STS-B diagnostic", "Diagnostic, cola ,COLA": "CoLA diagnostic"}.items():
         assert [corpus.folder for corpus in downloader.choose(names, CORPORA)] == folders.split()
+    assert get_task("sts") is get_task("STS-B") is TASKS["STS-B"]
+    with pytest.raises(InputError, match="no such task"):
+        get_task("AX")  # MNLI's model predicts it
 
 
 @pytest.mark.parametrize(
