@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from blank_pictures import save_blank
 from glue_files import WORDS, write_task
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
@@ -61,6 +62,28 @@ def official_head(task: str, folder: Path) -> Path:
 def pretrained(tmp_path_factory) -> Path:
     """A tiny BERT without a classification head."""
     return save_bert(tmp_path_factory.mktemp("models") / "pretrained", None)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "pictures" in item.path.stem:
+            item.add_marker(pytest.mark.draws)
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(request, monkeypatch):
+    """Pictures are drawn where a test is about them (mark `draws`), and blank elsewhere."""
+    if not request.node.get_closest_marker("draws"):
+        for module in ("bert_emd.pictures", "experiments.score_pictures"):
+            monkeypatch.setattr(f"{module}.save_picture", save_blank)
+
+
+@pytest.fixture(autouse=True)
+def training_is_marked(request, monkeypatch):
+    """`make check` leaves out the tests that train: each of them must have the mark `training`."""
+    if not request.node.get_closest_marker("training"):
+        untold = "a test that trains needs the mark `training`"
+        monkeypatch.setattr("bert_finetune.training.TaskTrainer.train", lambda *args, **kwargs: pytest.fail(untold))
 
 
 @pytest.fixture(autouse=True)
