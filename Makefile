@@ -2,14 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INPUTS ?= 100000
+# Tests side by side, one on each core, four at most; those that share runs stay together.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
-.PHONY: quickstart test fuzz bench results lint format
+.PHONY: quickstart test check fuzz bench results lint format
 
 quickstart: .venv/run  ## the main job in minutes; make quickstart ARGS=--full for all of it
 	$(BIN)/python quickstart.py $(ARGS)
 
 test: .venv/dev  ## the test suite; make test ARGS="-k resume" for a part
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+check: lint  ## in a minute: the linter, and the tests that need no training
+	$(PYTEST) -m "not training and not slow" $(ARGS)
 
 fuzz: .venv/dev  ## damaged files for the readers, 100,000 each; make fuzz INPUTS=1000 for less
 	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest -s tests/test_fuzz.py $(ARGS)
