@@ -80,8 +80,7 @@ class Task:
     `skips_short_rows`: a split whose official file is known to hold rows with too few fields; they are counted and
     left out there. Anywhere else such a row is an error, and in a test file it is kept, so that predictions stay in
     line with the file.
-    `corpus`: the official files; None for a task that is not GLUE's, whose files are read as
-    `own_files` says.
+    `corpus`: the official files; None for a task that is not GLUE's, whose files are read as `own_files` says.
     """
 
     name: str
