@@ -111,7 +111,12 @@ def _classes_of_model(labels: Iterable[str], model: PreTrainedConfig, where: str
     """What the file writes -> the fine-tuned model's class, for all classes in the model's order."""
     names = class_names(model)
     found = set(labels)
-    alike = {name: [label for label in sorted(found) if _alike(label) == _alike(name)] for name in names}
+    alike = {
+        name: [
+            label for label in sorted(found) if label == name or (label not in names and _alike(label) == _alike(name))
+        ]
+        for name in names
+    }
     for name, spellings in alike.items():
         if len(spellings) > 1:
             raise InputError(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
+from bert_finetune.processes import is_main_process
 from bert_finetune.tables import Table, read_tsv
 
 
@@ -80,7 +81,8 @@ def _with_full_rows(table: Table, task: Task, split: str) -> Table:
             "mend or remove the row"
         )
     shown = ", ".join(str(table.numbers[k]) for k in short[:5]) + (", ..." if len(short) > 5 else "")
-    print(f"{table.path}: {len(short)} rows with too few fields {fate} (lines {shown})")
+    if is_main_process():
+        print(f"{table.path}: {len(short)} rows with too few fields {fate} (lines {shown})")
     rows = [table.rows[k] + [""] * (needed - len(table.rows[k])) for k in kept]
     return replace(table, rows=rows, numbers=[table.numbers[k] for k in kept])
 
@@ -88,9 +90,12 @@ def _with_full_rows(table: Table, task: Task, split: str) -> Table:
 def _present(values: list[str | None], table: Table, column: str) -> list[str]:
     missing = [k for k, value in enumerate(values) if value is None]
     if missing:
-        more = f" (nor in {len(missing) - 1} more rows)" if len(missing) > 1 else ""
+        shown = (table.text(missing[0], table.column(column)) or "").strip()
         raise InputError(
-            f"{table.place(missing[0])}: no value in column {column!r}{more}; fill it in or remove the row"
+            f"{table.place(missing[0])}: no value in column {column!r}"
+            + (f", as {shown!r} is none" if shown else "")
+            + (f" (nor in {len(missing) - 1} more rows)" if len(missing) > 1 else "")
+            + "; fill it in or remove the row"
         )
     return values
 

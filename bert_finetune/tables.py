@@ -67,9 +67,11 @@ class Table:
 
     def lacks_header(self) -> bool:
         """Whether the names of the columns look like a row of data."""
+        if self.columns == tuple(map(str, range(len(self.columns)))):
+            return False  # so pandas numbers columns
         return any(
             is_sentence(name)
-            or (re.fullmatch(r"-?\d+([.,]\d+)?", name) and name != str(position))
+            or re.fullmatch(r"-?\d+([.,]\d+)?", name)
             or (name and any(position < len(row) and row[position] == name for row in self.rows))
             for position, name in enumerate(self.columns)
         )
@@ -143,6 +145,8 @@ def read_own_tsv(path: Path) -> Table:
     ends a row (old Macs), and a row with more fields than the header has is an error: a tab has got into its text."""
     text = _read_text(path)
     table = _tsv_table(path, text, "\n" if "\n" in text else "\r")
+    if all(len(name) > 1 and name[0] == name[-1] == '"' for name in table.columns):
+        raise InputError(f"{path}: its columns' names stand in double quotes, which TSV does not have; name it .csv")
     for k, row in enumerate(table.rows):
         if len(row) > len(table.columns):
             raise InputError(
