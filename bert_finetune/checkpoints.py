@@ -79,7 +79,7 @@ def _by_number(names: object, what: str) -> dict[str, str] | None:
         by_number = {str(k): name for k, name in enumerate(names)}
     elif isinstance(names, dict) and set(names) != _digits(names) and all(type(k) is int for k in names.values()):
         by_number = {str(k): name for name, k in names.items()}
-    if names and not (isinstance(by_number, dict) and set(by_number) == _digits(by_number)):
+    if names and not (isinstance(by_number, dict) and set(by_number) == _digits(names)):
         raise InputError(
             f"{what}: id2label of its config.json is {json.dumps(names)[:100]}; it must say a name for each of the "
             'model\'s outputs, counted from 0, as {"0": "negative", "1": "positive"}'
@@ -87,7 +87,7 @@ def _by_number(names: object, what: str) -> dict[str, str] | None:
     return by_number
 
 
-def _digits(names: dict) -> set[str]:
+def _digits(names: dict | list) -> set[str]:
     return {str(k) for k in range(len(names))}
 
 
