@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
-from bert_finetune.errors import InputError
+from bert_finetune.errors import InputError, reason
 
 # Between a CSV file's fields -> what a message calls it. The first that splits a header best is taken.
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -216,7 +216,10 @@ def _delimiter_of(text: str) -> str:
     header = text.lstrip("\r\n")[:100_000]
 
     def fields(delimiter: str) -> int:
-        return len(next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter), ()))
+        try:
+            return len(next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter), ()))
+        except csv.Error:
+            return 0
 
     return max(_DELIMITERS, key=fields)
 
@@ -286,9 +289,9 @@ def read_parquet(path: Path) -> Table:
         _check_kind(path, raw)
     try:
         table = parquet.ParquetFile(pyarrow.BufferReader(raw)).read()
-        values = [column.to_pylist() for column in table.columns]
+        values = [_values(column) for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: not a Parquet file that can be read: {reason(error)}") from error
     for position, (name, names) in enumerate(zip(table.column_names, _class_labels(table.schema), strict=True)):
         if names is not None:
             values[position] = [
@@ -299,26 +302,35 @@ def read_parquet(path: Path) -> Table:
     return Table(path, tuple(table.column_names), rows, range(1, len(rows) + 1), unit="row")
 
 
+def _values(column: pyarrow.ChunkedArray) -> list:
+    """A column's values; as bytes where its text is not UTF-8, and as text where Python has no such date."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+        return column.cast(pyarrow.large_binary() if text else pyarrow.string()).to_pylist()
+
+
 def _class_labels(schema: pyarrow.Schema) -> list[list[str] | None]:
     """Each column's class names, by number; None for a column that is no ClassLabel."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError):
-        features = {}  # no metadata, none of Hugging Face, or none that says what the columns are
-    return [
-        features[field.name]["names"]
-        if pyarrow.types.is_integer(field.type) and features.get(field.name, {}).get("_type") == "ClassLabel"
-        else None
-        for field in schema
-    ]
+
+    def names(field: pyarrow.Field) -> list[str] | None:
+        try:
+            feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][field.name]
+            found = feature["names"] if feature["_type"] == "ClassLabel" else None
+        except (TypeError, KeyError, ValueError):
+            return None  # no metadata, none of Hugging Face, or none that says what this column is
+        return found if isinstance(found, list) and pyarrow.types.is_integer(field.type) else None
+
+    return [names(field) for field in schema]
 
 
 def _class_label(value: int | None, names: list[str], what: str) -> str | None:
     if value is None or value == -1:
         return None
     if not 0 <= value < len(names):
-        raise InputError(f"{what} holds class {value}, and has only the classes {', '.join(names)}")
-    return names[value]
+        raise InputError(f"{what} holds class {value}, and has only the classes {', '.join(map(str, names))}")
+    return str(names[value])
 
 
 # A file's ending -> who reads it.

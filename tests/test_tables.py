@@ -135,3 +135,46 @@ def test_columns_are_found_by_name(tmp_path):
         table.column("sentence")
     with pytest.raises(InputError, match=r"a\.csv: more than one column 'label'"):
         table.column("label")
+
+
+def test_columns_that_python_has_no_values_for(tmp_path):
+    """They stop nothing where they are not used."""
+    columns = {
+        "text": ["a", "b"],
+        "day": pyarrow.array([2**31 - 1, 0], pyarrow.int32()).cast(pyarrow.date32()),
+        "broken": pyarrow.array([b"\xff", b"ok"]).view(pyarrow.string()),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    table = read_table(tmp_path / "a.parquet")
+    assert [table.text(k, 0) for k in range(2)] == ["a", "b"]
+    assert table.text(1, 1) == "1970-01-01"
+    with pytest.raises(InputError, match=r"a\.parquet, row 1: column 'broken' holds bytes that are not UTF-8 text"):
+        table.text(0, 2)
+
+
+@pytest.mark.parametrize("metadata", ["", "{", "[]", '{"info": null}', '{"info": {"features": [1]}}'])
+def test_metadata_that_are_not_hugging_face_s(metadata, tmp_path):
+    table = pyarrow.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert texts(read_table(tmp_path / "a.parquet")) == [["a", "0"]]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "parquet"])
+@given(
+    content=st.one_of(
+        st.binary(max_size=60),
+        st.text('text,label;\t|\n\r"\\[]{}:0.\x00\ufeff\u2028', max_size=60).map(str.encode),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | TEXT, lambda x: st.lists(x) | st.dictionaries(TEXT, x)
+        ).map(lambda value: json.dumps(value).encode()),
+    )
+)
+def test_any_bytes_are_read_or_refused(ending, folder, content):
+    path = folder / f"any.{ending}"
+    path.write_bytes(content)
+    try:
+        table = read_table(path)
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        assert len(table.rows) == len(table.numbers) > 0
