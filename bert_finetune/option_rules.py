@@ -27,9 +27,13 @@ class Rule:
     fits: Callable[[Any, "RunArguments"], bool]
 
 
+def _nothing(value, args) -> bool:
+    return False
+
+
 def _refused(says: str) -> tuple[Rule]:
-    """What an option that is refused altogether has: nothing fits."""
-    return (Rule(says, lambda value, args: False),)
+    """What an option that is refused altogether has."""
+    return (Rule(says, _nothing),)
 
 
 def _noted(says: str) -> Rule:
@@ -92,7 +96,7 @@ _ADAMW = Rule(
 _WORKERS = Rule("needs --dataloader_num_workers of 1 or more", lambda value, args: args.dataloader_num_workers > 0)
 _PUSHED = Rule("needs --push_to_hub", lambda value, args: args.push_to_hub)
 _TRACKIO = Rule("needs --report_to trackio", lambda value, args: args.report_to in ("trackio", "all"))
-_PROCESSES = _noted("has an effect with several processes only")
+_PROCESSES = _noted("for several processes")
 _NOT_IN_DISTILLATION = _noted("not in distillation")
 _NO_SHARDING = "is not supported: on several GPUs each has whole models, by torchrun or accelerate launch without it"
 _SAME_FIGURES = "the figures of a task need the answers for all rows of a dev set, kept and joined in one way"
@@ -153,7 +157,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "activation_checkpointing_kwargs": _refused("is not supported; transformers' own are used"),
     "gradient_checkpointing": (_noted("the old name of --activation_checkpointing"),),
     "gradient_checkpointing_kwargs": _refused("is not supported; transformers' own are used"),
-    "torch_compile": (_noted("no effect on fine-tuning on a CPU, where models gain nothing by it"),),
+    "torch_compile": (_noted("models gain nothing by it on a CPU, and stay as they are"),),
     "torch_compile_backend": (Rule("must be inductor or eager", lambda v, args: v in ("inductor", "eager")),),
     "torch_compile_mode": _refused(
         "is not supported: with CUDA graphs a model's next answers would overwrite those that are kept"
@@ -192,6 +196,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "eval_accumulation_steps": (_FROM_1,),
     "include_for_metrics": _refused("has no effect: figures are of answers and labels alone"),
     "batch_eval_metrics": _refused(f"is not supported: {_SAME_FIGURES}"),
+    "save_strategy": (
+        Rule("best needs evaluations", lambda value, args: value != "best" or args.eval_strategy != "no"),
+    ),
     "save_steps": (_STEPS,),
     "save_on_each_node": _refused("is not supported: several machines are not"),
     "save_total_limit": (Rule("must be at least 1; a large number keeps all", _FROM_1.fits),),
@@ -216,7 +223,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "dataloader_pin_memory": (_noted("no effect on a CPU"),),
     "dataloader_persistent_workers": (_WORKERS,),
     "dataloader_prefetch_factor": (_FROM_1, _WORKERS),
-    "dataloader_multiprocessing_context": (_WORKERS,),
+    "dataloader_multiprocessing_context": _refused("is not supported: workers start as Python starts them"),
     "dataloader_in_order": _refused("would leave the order of batches to chance"),
     "remove_unused_columns": _refused("has no use: the datasets hold nothing but what is read"),
     "label_names": _refused("has no effect: set by the project"),
@@ -252,6 +259,11 @@ _SHARDING = ("fsdp", "deepspeed", "megatron_lm", "parallelism_config")
 
 # By the name that the scripts' documents use.
 _SHOWN = {"per_device_train_batch_size": "train_batch_size", "per_device_eval_batch_size": "eval_batch_size"}
+
+
+def is_refused(option: str) -> bool:
+    """Whether no value of an option is taken but its default."""
+    return any(rule.fits is _nothing for rule in RULES.get(option, ()))
 
 
 def check_options(args: "RunArguments") -> None:
