@@ -76,14 +76,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     relus = [*use_relu_head(teacher), *use_relu_head(student)] if distillation.head == "relu" else []
 
     plan = plan_of_cache(distillation, args, teacher, objective, tokenizer, datasets.train)
-    experiment = describe_experiment(
-        args,
-        (distillation, task_args),
-        the_teacher=weights_digest(teacher),
-        the_student_as_it_starts=weights_digest(torch.nn.ModuleList([student, projections])),
-        the_data=data_digest([datasets.train, *datasets.dev.values()]),
-        the_teacher_s_answers="asked for at each step" if plan is None else f"kept in {plan.dtype}",
-    )
+    read = {
+        "the teacher": weights_digest(teacher),
+        "the student as it starts": weights_digest(torch.nn.ModuleList([student, projections])),
+        "the data": data_digest([datasets.train, *datasets.dev.values()]),
+        "the teacher's answers": "asked for at each step" if plan is None else f"kept in {plan.dtype}",
+    }
+    experiment = describe_experiment(args, (distillation, task_args), read)
     with output_folder(args, experiment) as checkpoint:
         teacher_figures = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
         train, cache = datasets.train, None

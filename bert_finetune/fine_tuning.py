@@ -30,6 +30,8 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
     check_length(config, task_args.max_seq_length)
     task = task_args.load_task(config, fine_tuned=not args.do_train, splits=args.splits)
     task.check_metric(args.metric_for_best_model)
+    if args.label_smoothing_factor and task.kind.outputs == 1:
+        raise InputError("--label_smoothing_factor: smooths over classes, and these labels are scores; leave it out")
     tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     if args.do_train:
@@ -38,12 +40,9 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
     model = load_classifier(name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names)
 
     if args.do_train:
-        experiment = describe_experiment(
-            args,
-            (model_args, task_args),
-            the_model=weights_digest(model),
-            the_data=data_digest([datasets.train, *datasets.dev.values()]),
-        )
+        read = {"the model": weights_digest(model)}
+        read["the data"] = data_digest([datasets.train, *datasets.dev.values()])
+        experiment = describe_experiment(args, (model_args, task_args), read)
         with output_folder(args, experiment) as checkpoint:
             trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev, experiment)
             write_run_description(args, model_args, task_args)

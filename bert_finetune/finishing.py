@@ -73,6 +73,7 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
     pictures = [picture for write in ending.writers for picture in write(folder)]
     _show_in_tensorboard(trainer, pictures)
     _write_card(trainer, ending, saved, pictures)
+    trainer.remove_spare_checkpoints()
     print(f"saved in {folder}, step {results['global_step']}  dev: {format_figures(results)}")
 
 

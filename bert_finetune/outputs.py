@@ -163,20 +163,20 @@ def _remove(paths: Iterable[Path]) -> None:
 MAY_CHANGE = """
     output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file
     model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir do_train do_eval do_predict
-    per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_total_limit logging_dir
-    logging_first_step logging_steps logging_strategy log_level log_level_replica log_on_each_node disable_tqdm
-    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id skip_memory_metrics
-    include_num_input_tokens_seen use_cpu local_rank ddp_backend ddp_timeout ddp_bucket_cap_mb
-    ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph dataloader_num_workers dataloader_pin_memory
-    dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
-    torch_empty_cache_steps push_to_hub hub_model_id hub_revision hub_private_repo hub_always_push hub_strategy
-    hub_token evaluate_during_training
+    per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit
+    logging_dir logging_first_step logging_steps logging_strategy log_level log_level_replica log_on_each_node
+    disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+    skip_memory_metrics include_num_input_tokens_seen use_cpu local_rank ddp_backend ddp_timeout
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph dataloader_num_workers
+    dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context torch_empty_cache_steps push_to_hub hub_model_id hub_revision
+    hub_private_repo hub_always_push hub_strategy hub_token evaluate_during_training
 """.split()
 
 
-def describe_experiment(args: TrainingArguments, groups: Iterable, **digests: str) -> dict:
+def describe_experiment(args: TrainingArguments, groups: Iterable, more: dict[str, str]) -> dict:
     """What decides a run's numbers: its options but for `MAY_CHANGE`, the rows of a batch, the versions of torch and
-    transformers, and `digests` of what it reads (named in words, with underscores for blanks)."""
+    transformers, and `more`: digests of what it reads, named in words."""
     options = {}
     for group in groups:
         options |= vars(group)
@@ -186,7 +186,7 @@ def describe_experiment(args: TrainingArguments, groups: Iterable, **digests: st
     experiment |= {
         f"version of {package}": importlib.metadata.version(package) for package in ("torch", "transformers")
     }
-    return experiment | {name.replace("_", " "): digest for name, digest in digests.items()}
+    return experiment | more
 
 
 def write_run_description(args: TrainingArguments, *more) -> None:

@@ -116,11 +116,13 @@ def check_same_experiment(checkpoint: Path, experiment: dict) -> None:
     """Raise InputError where going on from `checkpoint` with `experiment` would make another experiment of it.
 
     An experiment is what decides a run's numbers: name -> value, options named as on the command line. Those in
-    `GROWING` may go up.
+    `GROWING` may go up, and what is `FOLLOWING` then.
     """
     then = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["experiment"]
     now = json.loads(json.dumps(experiment, default=str))
-    changed = [name for name in then | now if then.get(name) != now.get(name) and not _has_grown(name, then, now)]
+    grown = [name for name in GROWING if 0 < then.get(name, 0) < now.get(name, 0)]
+    allowed = {*grown, *(FOLLOWING if grown else ())}
+    changed = [name for name in then | now if then.get(name) != now.get(name) and name not in allowed]
     if changed:
         told = ", ".join(f"{_spelt(name)} was {then.get(name)}, now {now.get(name)}" for name in changed[:5])
         more = f", and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -132,10 +134,8 @@ def check_same_experiment(checkpoint: Path, experiment: dict) -> None:
 
 # May be larger than they were: the run goes on for longer.
 GROWING = ("num_train_epochs", "max_steps")
-
-
-def _has_grown(name: str, then: dict, now: dict) -> bool:
-    return name in GROWING and name in then and name in now and now[name] > then[name] > 0
+# A run that sees no example twice does not keep the teacher's answers.
+FOLLOWING = ("the teacher's answers",)
 
 
 def _spelt(name: str) -> str:

@@ -199,9 +199,12 @@ class TaskTrainer(Trainer):
             with writing(self._folder / "runs"):
                 raise
         self._seconds = time.monotonic() - self._begun
-        if self._limit == 1 and self.best_checkpoint and self.args.should_save:
-            keep(self._folder, 0, self.best_checkpoint)
         return output
+
+    def remove_spare_checkpoints(self) -> None:
+        """Once the finished model is saved: with a limit of one checkpoint, the best stays and the last goes."""
+        if self._limit == 1 and self.best_checkpoint:
+            keep(self._folder, 0, self.best_checkpoint)
 
     @property
     def best_checkpoint(self) -> Path | None:

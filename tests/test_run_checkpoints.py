@@ -84,7 +84,7 @@ def stopped(whole: Path, out: Path, step: int) -> Path:
         (["--seed", "7"], "--seed was 42, now 7"),
         (["--max_seq_length", "24"], "--max_seq_length was 32, now 24"),
         (["--num_train_epochs", "1"], "--num_train_epochs was 2.0, now 1.0"),
-        (["--eval_step", "3"], "--eval_steps was 2.0, now 3.0"),
+        (["--eval_step", "3"], "--eval_steps was 2, now 3"),
         (["--gradient_accumulation_steps", "2"], "--gradient_accumulation_steps was 1, now 2"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -103,13 +103,13 @@ def test_another_experiment_is_refused_by_name(change, said, finished, world, tm
     [
         (["--beta", "7", "--cost_attention", "softmax2"], "--beta was 0.005, now 7.0, --cost_attention was normalize"),
         (["--student_layers", "2"], "leave it or --student_model out"),
-        (["--teacher_cache", "none"], "the teacher s answers was kept in bfloat16, now asked for at each step"),
+        (["--teacher_cache", "none"], "the teacher's answers was kept in bfloat16, now asked for at each step"),
     ],
     ids=["beta", "student_layers", "teacher_cache"],
 )
 def test_another_distillation_is_refused_by_name(change, said, world, tmp_path, exits_with_2):
     out = tmp_path / "out"
-    distil(distillation(world, out, "--max_steps", 2))
+    distil(distillation(world, out, "--max_steps", 4))
     line = exits_with_2(distil, *distillation(world, out, "--max_steps", 4, *change, "--resume_from_checkpoint"))
     assert said in line
 
