@@ -104,7 +104,7 @@ def test_options_named_in_prose_exist(page, options_of):
 @each_page
 def test_paths_exist(page):
     text = page.read_text(encoding="utf-8")
-    there = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if not path.parts[-2].startswith(".")]
+    there = [path.relative_to(ROOT).as_posix() for pattern in ("*", "*/*") for path in ROOT.glob(pattern)]
     for name in set(re.findall(r"(?<![\w/.-])(?:[\w-]+/)*[\w-]+\.(?:py|toml|cff|md|csv)\b", text)) - own_files(page):
         if name.partition("/")[0] in (*PACKAGES, "tests", "plans", "docs", "results", "benchmarks"):
             assert name in there, name
