@@ -34,6 +34,7 @@ def student(tmp_path_factory):
 
 def launch(processes, launcher, script, *options):
     by = ["-m", *LAUNCHERS[launcher], processes] if processes > 1 else []
+    options = [*options, "--ddp_backend", "gloo"] if processes > 1 else options
     command = [
         *(sys.executable, *by, ROOT / script, "--train_batch_size", STEP // processes, "--bf16", False),
         *("--max_seq_length", 32, "--num_train_epochs", EPOCHS, "--eval_step", 2, "--no_cuda", *options),
@@ -107,7 +108,8 @@ def test_two_processes_equal_one(rows, options, teacher, student, tmp_path):
 def test_fine_tuning(student, tmp_path):
     data = write_task(tmp_path / "STS-B", "STS-B", train=ROWS, dev=13)
     options = ["--model_name_or_path", student, "--task_name", "STS-B", "--data_dir", data, "--do_train"]
-    options += ["--optim", "sgd", "--learning_rate", 0.01]
+    options += ["--optim", "sgd", "--learning_rate", 0.01, "--ddp_timeout", 300, "--ddp_bucket_cap_mb", 1]
+    options += ["--ddp_broadcast_buffers", True, "--ddp_find_unused_parameters", True]
     outs = run_both(tmp_path, "accelerate", "bert_finetune/run_glue.py", *options)
     assert_equal_runs(outs, student)
 
