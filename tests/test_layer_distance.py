@@ -164,6 +164,60 @@ def test_shapes_must_agree():
         pairwise_mse([torch.zeros(2, 3)], [torch.zeros(3, 2)])
 
 
+# The compiled kernel's layers are looked at before it is compiled.
+@pytest.mark.parametrize("kernel", [*KERNELS, "compiled", None])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_layers_of_a_side_have_one_dtype(kernel, side):
+    sides = {"student": layers(3, (2, 5), 1), "teacher": layers(3, (2, 5), 2)}
+    sides[side][-1] = sides[side][-1].bfloat16()
+    with pytest.raises(ValueError, match=f"{side} layers must have one dtype, got torch.bfloat16, torch.float32"):
+        pairwise_mse(**sides, kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "compiled", None])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_layers_are_on_one_device(kernel, side):
+    sides = {"student": layers(3, (2, 5), 1), "teacher": layers(3, (2, 5), 2)}
+    sides[side][-1] = sides[side][-1].to("meta")
+    with pytest.raises(ValueError, match=rf"student and teacher layers must be on one device, got {DEVICE}.*, meta"):
+        pairwise_mse(**sides, kernel=kernel)
+
+
+@pytest.mark.parametrize("form", ["direct", "factored"])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_attention_factors_of_a_side_are_alike(form, side):
+    for change, reason in ((torch.float16, "one dtype, got torch.float16, torch.float32"), ("meta", "on one device")):
+        sides = {"student": factors(2, 1, 4), "teacher": factors(2, 2, 4)}
+        sides[side][-1] = sides[side][-1].to(change)
+        with pytest.raises(ValueError, match=reason):
+            pairwise_attention_mse(**sides, form=form)
+
+
+@pytest.mark.parametrize(
+    ("triton", "compiler", "missing"),
+    [
+        (True, None, "a C compiler (gcc or clang)"),
+        (False, "gcc", "Triton (pip install triton)"),
+        (False, None, "Triton (pip install triton) and a C compiler (gcc or clang)"),
+        (True, "gcc", None),
+        (True, "clang", None),
+        (True, "CC", None),
+    ],
+)
+def test_a_gpu_s_slow_kernel_is_said_once_with_what_to_install(triton, compiler, missing, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == compiler else None)
+    monkeypatch.setenv("CC", "/usr/bin/cc" if compiler == "CC" else "")
+    layer_distance._best_kernel.cache_clear()
+    try:
+        assert {layer_distance._best_kernel("cuda") for _ in range(3)} == {"eager" if missing else "triton"}
+        assert layer_distance._best_kernel("cpu") == "eager"
+    finally:
+        layer_distance._best_kernel.cache_clear()
+    warning = f"warning: layers are compared by the slow kernel, for want of {missing}\n"
+    assert capsys.readouterr() == ("", warning if missing else "")
+
+
 def factors(count, seed, head_size, batch=2, heads=3, length=7, dtype=torch.float32):
     return layers(count, (2, batch, heads, length, head_size), seed, dtype)
 
