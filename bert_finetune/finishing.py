@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from transformers import DataCollatorWithPadding, PreTrainedModel
 from transformers.integrations import TensorBoardCallback
@@ -17,6 +18,8 @@ from bert_finetune.files import replacing_file, write_atomically, write_json
 from bert_finetune.footprint import measure_models
 from bert_finetune.model_card import CardRow, write_model_card
 from bert_finetune.outputs import forget_replaced_run
+from bert_finetune.run_arguments import RunArguments
+from bert_finetune.samplers import longest_first
 from bert_finetune.submission import as_file
 from bert_finetune.training import Measurement, TaskTrainer
 from bert_finetune.training_log import format_figures, history
@@ -54,7 +57,7 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
         "global_step": trainer.saved_step,
         "train_seconds": round(trainer.train_seconds, 1),
     }
-    results |= measured.figures | ending.figures
+    results |= {"precision": precision(trainer.args)} | measured.figures | ending.figures
     saved = measured.figures
     if ending.hooks:
         for hook in ending.hooks:
@@ -64,6 +67,8 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
+    if results["precision"] != "float32":
+        results |= {f"float32_{key}": value for key, value in figures_in_float32(trainer).items()}
     if ending.hooks:
         print(f"figures are with a relu before the classifier; the saved model as it is: {format_figures(saved)}")
     forget_replaced_run(folder)
@@ -72,9 +77,36 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
     write_dev_predictions(folder, measured)
     pictures = [picture for write in ending.writers for picture in write(folder)]
     _show_in_tensorboard(trainer, pictures)
-    _write_card(trainer, ending, saved, pictures)
+    _write_card(trainer, ending, saved, results, pictures)
     trainer.remove_spare_checkpoints()
     print(f"saved in {folder}, step {results['global_step']}  dev: {format_figures(results)}")
+
+
+def precision(args: RunArguments) -> str:
+    """In which the models of a run compute."""
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+
+
+@torch.inference_mode()
+def figures_in_float32(trainer: TaskTrainer) -> dict[str, float]:
+    """The dev figures of the model as who loads it will have it, without the wrapper of a run in lower precision."""
+    model = trainer.accelerator.unwrap_model(trainer.classifier, keep_fp32_wrapper=False).eval()
+    figures = {}
+    for split, dataset in trainer.dev.items():
+        rows = dataset.select(longest_first(dataset))
+        batches = DataLoader(
+            rows,
+            trainer.args.per_device_eval_batch_size,
+            collate_fn=DataCollatorWithPadding(trainer.processing_class),
+        )
+        logits, labels = [], []
+        for batch in batches:
+            labels.append(batch.pop("labels"))
+            logits.append(model(**batch.to(model.device)).logits.float().cpu())
+        prefix = f"eval_{split}" if len(trainer.dev) > 1 else "eval"
+        found = trainer.task.measure(torch.cat(logits).numpy(), torch.cat(labels).numpy())
+        figures |= {f"{prefix}_{name}": value for name, value in found.items()}
+    return figures
 
 
 def write_predictions(trainer: TaskTrainer, test: dict[str, Dataset]) -> None:
@@ -124,7 +156,16 @@ def _show_in_tensorboard(trainer: TaskTrainer, pictures: list[Path]) -> None:
                     log.add_image(path.stem, imread(path), trainer.state.global_step, dataformats="HWC")
 
 
-def _write_card(trainer: TaskTrainer, ending: Ending, figures: dict[str, float], pictures: list[Path]) -> None:
+def _in_words(results: dict) -> str:
+    """Of which precision the card's figures are, and what the model gives in float32."""
+    plain = {key.removeprefix("float32_"): value for key, value in results.items() if key.startswith("float32_")}
+    told = f", measured in {results['precision']}; of this model in float32: {format_figures(plain)}" if plain else ""
+    return f"Figures are of the dev set{told}."
+
+
+def _write_card(
+    trainer: TaskTrainer, ending: Ending, figures: dict[str, float], results: dict, pictures: list[Path]
+) -> None:
     rows = [*ending.compared, ("this model", trainer.classifier, figures)]
     dev = next(iter(trainer.dev.values()))
     examples = [{k: v for k, v in dev[k].items() if k != "labels"} for k in range(min(len(dev), 32))]
@@ -139,6 +180,7 @@ def _write_card(trainer: TaskTrainer, ending: Ending, figures: dict[str, float],
         trainer.task,
         ending.origin,
         [CardRow(*row, footprint) for row, footprint in zip(rows, footprints, strict=True)],
-        f"Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised before.",
+        f"{_in_words(results)} Times are of a batch of {len(examples)} dev examples on {where}, float32, tokenised "
+        "before.",
         pictures[0].name if pictures else None,
     )

@@ -49,7 +49,7 @@ def write_model_card(
     # A comment, since the hub checks that a licence is one it knows.
     text += ["# license: yours to fill in; those of the base model and of the training data apply", "---"]
     text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {_subject(task)}", ""]
-    text += [origin, "", *_table(models), "", f"Figures are of the dev set. {conditions}", ""]
+    text += [origin, "", *_table(models), "", conditions, ""]
     if picture:
         text += [f"![Average flow between student and teacher layers]({picture})", ""]
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]

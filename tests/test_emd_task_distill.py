@@ -316,7 +316,7 @@ def test_compiled_models(teacher, glue_dir, tmp_path, monkeypatch):
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
 
 
-def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tmp_path, monkeypatch):
+def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tmp_path, monkeypatch, capsys):
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     if "flags" in flags:
         assert has_bf16(use_cpu=True) == ("avx512_bf16" in flags or "amx_bf16" in flags)
@@ -332,5 +332,12 @@ def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tm
     run(*command(teacher, glue_dir, tmp_path / "bf16", "--beta", 1))
     run(*command(teacher, glue_dir, tmp_path / "float32", "--beta", 1, "--bf16", "False"))
     ours, theirs = results(tmp_path / "bf16"), results(tmp_path / "float32")
+    assert (ours["precision"], theirs["precision"]) == ("bfloat16", "float32")
+    # Who loads the saved model has it in float32, and these figures are there too.
+    run(*command(teacher, glue_dir, tmp_path / "bf16", "--do_eval", "--bf16", "False", student=[]))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"dev: accuracy {ours['float32_eval_accuracy']:.4f} loss " in line
+    assert "measured in bfloat16; of this model in float32: accuracy" in (tmp_path / "bf16/README.md").read_text()
+    assert not any(name.startswith("float32") for name in theirs)
     assert_same_history(ours, theirs, rel=0.1, abs=0.1)
     assert ours["history"] != theirs["history"]
