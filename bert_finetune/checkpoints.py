@@ -6,7 +6,6 @@ through transformers, which knows the old ones.
 
 import copy
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -63,10 +62,12 @@ def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
 def _mended_config(name_or_path: str, option: str) -> PreTrainedConfig | None:
     """The configuration, where transformers could not read it by itself; else None."""
     settings, _ = _from_pretrained(PreTrainedConfig, name_or_path, option, loader="get_config_dict")
+    if not settings or not isinstance(settings, dict):
+        return None
     what, mended = f"{option} {name_or_path}", {"model_type": "bert"} | settings
     if "id2label" in settings:
         mended["id2label"] = _by_number(settings["id2label"], what)
-    if mended == settings or not settings or mended["model_type"] not in CONFIG_MAPPING:
+    if mended == settings or mended["model_type"] not in CONFIG_MAPPING:
         return None
     with reading(what, Exception):  # nothing of ours runs in there
         return CONFIG_MAPPING[mended["model_type"]].from_dict(mended, name_or_path=name_or_path)
@@ -131,6 +132,12 @@ def load_classifier(
             raise InputError(
                 f"{what}: its weights and its configuration do not fit: {key} is {tuple(stored)}, not {tuple(wanted)}"
             )
+    if missing := _missing_of_encoder(model, info):
+        others = sorted(info["unexpected_keys"])
+        raise InputError(
+            f"{what}: has no weights for {_listed(missing)}, which {type(model).__name__} needs"
+            + (f"; under other names it has {_listed(others)}" if others else "")
+        )
     fresh = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
     if fresh and fine_tuned:
         raise InputError(
@@ -159,28 +166,24 @@ def _load_weights(name_or_path: str, config: PreTrainedConfig, option: str) -> t
     """The classifier, and what transformers reports of its loading.
 
     Where one prefix before all names of weights explains why the encoder is not found, it is left out, which is
-    printed. Raises InputError where the encoder's weights are not there.
+    printed.
     """
     settings = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     with _silently():
         model, info = _from_pretrained(AutoModelForSequenceClassification, name_or_path, option, **settings)
-        missing = _missing_of_encoder(model, info)
-        if not missing:
+        if not _missing_of_encoder(model, info):
             return model, info
         weights = read_weights(name_or_path, lambda key: True)
         for prefix in _common_prefixes(weights):
             bare = {key.removeprefix(prefix): value for key, value in weights.items()}
             with reading(f"{option} {name_or_path}", Exception):  # nothing of ours runs in there
-                model, info = type(model).from_pretrained(None, state_dict=bare, **settings)
-            if not _missing_of_encoder(model, info):
+                renamed, report = type(model).from_pretrained(None, state_dict=bare, **settings)
+            if not _missing_of_encoder(renamed, report):
                 if prefix:
                     print(f"{name_or_path}: {prefix!r} before the names of all its weights is left out")
-                model.config.name_or_path = name_or_path
-                return model, info
-    raise InputError(
-        f"{option} {name_or_path}: has no weights for {_listed(missing)}, which {type(model).__name__} needs; those it "
-        f"has are named otherwise: {_listed(sorted(weights))}"
-    )
+                renamed.config.name_or_path = name_or_path
+                return renamed, report
+    return model, info
 
 
 def _missing_of_encoder(model: PreTrainedModel, info: dict) -> list[str]:
@@ -339,11 +342,18 @@ def _reason(error: Exception, name_or_path: str) -> str:
 def _pointer(folder: str) -> str | None:
     """That a file of a model's folder is a Git LFS pointer, in words; None where none is, or it is no folder."""
     for path in sorted(Path(folder).glob("*")):
-        if path.suffix in _FETCHED and path.is_file() and os.access(path, os.R_OK):
-            with open(path, "rb") as file:
-                if file.read(len(_LFS_POINTER)) == _LFS_POINTER.encode():
-                    return f"{path.name} is a Git LFS pointer, {_FETCHED[path.suffix]} not fetched (git lfs pull)"
+        if path.suffix in _FETCHED and path.is_file() and _begins(path) == _LFS_POINTER:
+            return f"{path.name} is a Git LFS pointer, {_FETCHED[path.suffix]} not fetched (git lfs pull)"
     return None
+
+
+def _begins(path: Path) -> str | None:
+    """As much of a file's beginning as shows a pointer; None where it cannot be read, which others report."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_LFS_POINTER)).decode(errors="replace")
+    except OSError:
+        return None
 
 
 def name_outputs(config: PreTrainedConfig, names: list[str]) -> PreTrainedConfig:

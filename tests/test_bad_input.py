@@ -319,7 +319,12 @@ CASES = {
     ),
     "labels that are none": Case(
         "distil",
-        "--teacher_model {w}/teacher: cannot be loaded: AttributeError: 'list'",
+        "--teacher_model {w}/teacher: id2label of its config.json is 7; it must say a name for each",
+        settings("teacher/config.json", id2label=7),
+    ),
+    "labels in a list, of another task": Case(
+        "distil",
+        "--teacher_model {w}/teacher: its labels (a, b) are not RTE's",
         settings("teacher/config.json", id2label=["a", "b"]),
     ),
     "weights missing": Case(
