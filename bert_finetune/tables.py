@@ -207,7 +207,7 @@ def read_csv(path: Path, delimiter: str | None = None) -> Table:
             more = '; a double quote inside a quoted field is written twice, "", and not \\"'
         raise InputError(f"{path}, line {start}: {error}{more}") from error
     if empty:
-        notes.append(f"{_lines(empty)} empty: rows without text")
+        notes.append(f"{_lines(empty)} empty, which is read as no text")
     return Table(path, columns, rows, numbers, notes=tuple(notes))
 
 

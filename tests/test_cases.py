@@ -217,14 +217,17 @@ READ = {
     ),
     # Rows to predict
     "test_blank.csv": Case(
-        split="test", teacher=["a", "b"], texts=["good soup", "", "rude waiter"], said=["line 3 is empty: rows without"]
+        split="test",
+        teacher=["a", "b"],
+        texts=["good soup", "", "rude waiter"],
+        said=["line 3 is empty, which is read as no text"],
     ),
     "blank rows to predict.csv": Case(
         'text\n\n""\nx\n\n',
         split="test",
         teacher=["a", "b"],
         texts=["", "", "x", ""],
-        said=["2 lines (2, 5) are empty"],
+        said=["2 lines (2, 5) are empty, which is"],
     ),
     "blank rows to predict.tsv": Case("text\nx\n\ny\n", split="test", teacher=["a", "b"], texts=["x", "", "y"]),
     "no labels to predict.parquet": Case(
