@@ -134,7 +134,7 @@ def _classes_of_model(labels: Iterable[str], model: PreTrainedConfig, where: str
         raise InputError(f"{where}: class numbers count from 0, which does not occur; write names: {', '.join(names)}")
     raise InputError(
         f"{where}: its labels ({', '.join(sorted(found)[:8])}) are not the model's classes ({', '.join(names)}); if "
-        "they mean the same, rename them in id2label of the model's config.json"
+        "they mean the same, say with --class_names what the model's are called in your data, in its order"
     )
 
 
