@@ -40,7 +40,7 @@ from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.layer_transport import LayerTransport, solve_transport
 from bert_emd.objectives import PARTS, LayerCosts, Objective
 from bert_emd.student import make_projections
-from bert_emd.teacher_cache import Layout, TeacherCache
+from bert_emd.teacher_answers import Layout, TeacherCache
 from bert_finetune.data import load_split, tokenize
 from bert_finetune.files import write_atomically, write_json
 from bert_finetune.glue import get_task
@@ -402,7 +402,10 @@ def table_epochs(machine: Machine, options: argparse.Namespace, sampled: int = 6
             numbers, mask = torch.arange(k * BATCH, k * BATCH + len(batch)), inputs["attention_mask"]
 
             def fresh(inputs=inputs, numbers=numbers, mask=mask, cache=cache):
-                cache._verified[numbers], cache._checksums[numbers] = False, 0  # each time as if it were the first
+                for part in cache._parts.values():  # each time as if it were the first
+                    part._verified[numbers] = False
+                    if part._on_disk:
+                        part._checksums[numbers] = 0
                 cache.keep(numbers, step.ask_teacher(inputs))
                 step(inputs, cache.answers(numbers, mask))
 

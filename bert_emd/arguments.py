@@ -110,6 +110,11 @@ class DistillationArguments:
         default=None,
         help="Folder of a cache on disk that stays, for further students of the same teacher on the same data.",
     )
+    teacher_cache_limit: float = HfArg(
+        default=50.0,
+        help="Most GB that caches on disk take: in --teacher_cache_dir the least recently used are removed for a new "
+        "one, but none that a run uses. `python -m bert_emd.teacher_cache DIR` lists and removes them.",
+    )
     teacher_cache_dtype: Literal["bfloat16", "float32"] = HfArg(
         default="bfloat16", help="How exactly the teacher's answers are kept; float32 takes twice the room."
     )
@@ -194,6 +199,7 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
         ("T_emd", distillation.T_emd > 0, "above 0"),
         ("beta", distillation.beta >= 0, "0 or more"),
         ("theta", distillation.theta >= 0, "0 or more"),
+        ("teacher_cache_limit", distillation.teacher_cache_limit > 0, "above 0"),
         ("alpha", 0 <= distillation.alpha <= 1, "from 0 to 1"),
     ):
         if not fits:

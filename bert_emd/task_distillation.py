@@ -22,7 +22,7 @@ from bert_emd.student import (
     student_from_teacher,
     use_relu_head,
 )
-from bert_emd.teacher_cache import CachePlan, plan_cache
+from bert_emd.teacher_answers import CachePlan, plan_cache
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
@@ -87,11 +87,11 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         teacher_figures = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
         train, cache = datasets.train, None
         if plan is not None:
+            if is_main_process():
+                print(plan)
             with args.main_process_first(local=False):
                 cache = plan.open()
             train = train.add_column("example", list(range(len(train))))
-            if is_main_process():
-                print(plan)
         padding = {}
         if distillation.pad_to_max_length:
             padding = {"padding": "max_length", "max_length": task_args.max_seq_length}
@@ -234,6 +234,7 @@ def plan_of_cache(
         worthwhile=reads_twice(args, len(train)),
         lasting=bool(distillation.teacher_cache_dir),
         variant=f"{distillation.head} head, bf16 {args.bf16}, fp16 {args.fp16}",
+        limit=distillation.teacher_cache_limit * 1e9,
     )
     if plan is None and distillation.teacher_cache_dir and is_main_process():
         print("warning: --teacher_cache_dir: nothing is kept, for want of room or by --teacher_cache's other rules")

@@ -10,7 +10,7 @@ from bert_emd.bert_adam import BertAdam
 from bert_emd.distillation import Distillation
 from bert_emd.history import LayerHistory
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
-from bert_emd.teacher_cache import TeacherCache
+from bert_emd.teacher_answers import TeacherCache
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.training import TaskTrainer
 

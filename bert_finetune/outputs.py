@@ -162,7 +162,8 @@ def _remove(paths: Iterable[Path]) -> None:
 # what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
 MAY_CHANGE = """
     output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file
-    model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir do_train do_eval do_predict
+    model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir teacher_cache_limit
+    do_train do_eval do_predict
     per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit
     logging_dir logging_first_step logging_steps logging_strategy log_level log_level_replica log_on_each_node
     disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id

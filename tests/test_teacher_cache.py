@@ -13,11 +13,12 @@ from transformers import (
     MobileBertForSequenceClassification,
 )
 
-from bert_emd import teacher_cache
+from bert_emd import teacher_answers, teacher_cache
 from bert_emd.attention_scores import LONGEST_SCORES, expose_attention
 from bert_emd.emd_task_distill import main
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
-from bert_emd.teacher_cache import Layout, TeacherCache, plan_cache
+from bert_emd.teacher_answers import Layout, TeacherCache, plan_cache
+from bert_emd.teacher_cache import caches_in, surplus
 
 ALL = frozenset({"logits", "embedding", "hidden", "attention"})
 LENGTHS = [5, 1, 7, 3]
@@ -90,13 +91,16 @@ def test_another_run_finds_what_is_on_disk_and_only_what_is_whole(model, tmp_pat
     assert again.knows(everything)
     assert_same(again.answers(everything, inputs["attention_mask"]), direct, inputs["attention_mask"], rtol=0, atol=0)
     # A value of example 2 that was not written to the end.
-    with open(tmp_path / "values", "r+b") as file:
-        file.seek((layout.size(5) + layout.size(1) + 100) * 4 + 3)
+    values = layout.size("hidden", 5) + layout.size("hidden", 1) + 100
+    with open(tmp_path / layout.file("hidden"), "r+b") as file:
+        file.seek(values * 4 + 3)
         file.write(b"\xff")
     again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
     assert [again.knows(torch.tensor([k])) for k in range(4)] == [True, True, False, True]
     # Files cut short are begun anew.
-    for name in ("values", "logits", "checksums"):
+    names = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(tuple(ALL)))
+    assert len(names) == 2 * len(ALL)
+    for name in names:
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
         again = TeacherCache(layout, LENGTHS, "float32", tmp_path)
         assert not again.knows(torch.tensor([3]))
@@ -167,7 +171,7 @@ def test_auto_keeps_what_is_read_twice_and_fits(teacher, glue_dir, tmp_path, ask
     distil(teacher, glue_dir, tmp_path / "c", "--max_steps", 3)
     distil(teacher, glue_dir, tmp_path / "d", "--teacher_mode", "train")
     distil(teacher, glue_dir, tmp_path / "e", "--recipe", "authors-2022")
-    monkeypatch.setattr(teacher_cache, "_free_disk", lambda folder: 1000)
+    monkeypatch.setattr(teacher_answers, "_free_disk", lambda folder: 1000)
     distil(teacher, glue_dir, tmp_path / "f")
     assert not asked
     arguments = ["--task_name", "RTE", "--data_dir", glue_dir, "--student_layers", 2, "--teacher_cache", "disk"]
@@ -187,7 +191,7 @@ def test_a_cache_that_does_not_fit_costs_no_earlier_run(teacher, glue_dir, tmp_p
     out = tmp_path / "out"
     distil(teacher, glue_dir, out)
     before = (out / "model.safetensors").read_bytes()
-    monkeypatch.setattr(teacher_cache, "_free_memory", lambda device: 1000)
+    monkeypatch.setattr(teacher_answers, "_free_memory", lambda device: 1000)
     arguments = ["--task_name", "RTE", "--data_dir", glue_dir, "--student_layers", 2, "--teacher_cache", "memory"]
     arguments += ["--teacher_model", teacher, "--output_dir", out, "--overwrite_output_dir", "--max_seq_length", 32]
     assert "are free; use another place" in exits_with_2(main, *arguments)
@@ -200,7 +204,7 @@ def test_a_folder_of_the_user_s_stays_and_counts_as_room(teacher, glue_dir, tmp_
     kept = out / "teacher_cache"
     distil(teacher, glue_dir, out, "--teacher_cache_dir", kept, "--teacher_cache", "disk")
     assert len(asked) == 3 and len(list(kept.iterdir())) == 1
-    monkeypatch.setattr(teacher_cache, "_free_disk", lambda folder: 1000)
+    monkeypatch.setattr(teacher_answers, "_free_disk", lambda folder: 1000)
     distil(teacher, glue_dir, tmp_path / "second", "--teacher_cache_dir", kept, "--teacher_cache", "disk")
     assert len(asked) == 3
 
@@ -234,7 +238,7 @@ def _keep_and_answer(folder, number, layout, start, results):
     kept = []
     for k in range(300):
         if not cache.knows(torch.tensor([k])):
-            logits = torch.full((1, layout.classes), float(number))
+            logits = torch.full((1, 3), float(number))
             cache.keep(torch.tensor([k]), LayerOutputs(logits, None, None))
         kept.append(cache.answers(torch.tensor([k]), torch.ones(1, 1)).logits[0].tolist())
     results.put(kept)
@@ -243,7 +247,7 @@ def _keep_and_answer(folder, number, layout, start, results):
 def test_processes_at_the_same_time_see_the_same_answers(tmp_path):
     context = multiprocessing.get_context("spawn")
     start, results = context.Event(), context.Queue()
-    layout = Layout({}, 3, 6)
+    layout = Layout({"logits": (3,)}, 6)
     processes = []
     for number in (1, 2, 3):
         processes.append(context.Process(target=_keep_and_answer, args=(tmp_path, number, layout, start, results)))
@@ -288,12 +292,12 @@ def test_widths_are_the_model_s_own(tmp_path):
 
 def test_the_key_names_teacher_and_data(model, teacher):
     data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]], "attention_mask": [[1, 1, 1], [1, 1]]})
-    keys = {teacher_cache._key(model, data, "a")}
-    keys.add(teacher_cache._key(model, data, "b"))
-    keys.add(teacher_cache._key(model, data.select([1, 0]), "a"))
+    keys = {teacher_answers._key(model, data, "a")}
+    keys.add(teacher_answers._key(model, data, "b"))
+    keys.add(teacher_answers._key(model, data.select([1, 0]), "a"))
     changed = AutoModelForSequenceClassification.from_pretrained(teacher)
-    assert teacher_cache._key(changed, data, "a") in keys
+    assert teacher_answers._key(changed, data, "a") in keys
     with torch.no_grad():
         next(changed.parameters())[0, 0] += 1
-    keys.add(teacher_cache._key(changed, data, "a"))
+    keys.add(teacher_answers._key(changed, data, "a"))
     assert len(keys) == 4
