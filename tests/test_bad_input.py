@@ -25,6 +25,7 @@ import download_glue_data
 import quickstart
 from bert_emd.emd_task_distill import main as distil
 from bert_finetune import convert_bert_original_tf_checkpoint_to_pytorch as converter
+from bert_finetune import tf_conversion
 from bert_finetune.checkpoints import load_classifier, load_tokenizer, save_classifier
 from bert_finetune.files import write_atomically
 from bert_finetune.glue import get_task
@@ -786,7 +787,7 @@ def save_a_model(world: Path) -> None:
 KILLED = {
     "a text file": lambda w: write_atomically(w / "file", "new " * 100),
     "a model": save_a_model,
-    "a conversion": lambda w: converter.convert_tf_checkpoint_to_pytorch(
+    "a conversion": lambda w: tf_conversion.convert_tf_checkpoint_to_pytorch(
         w / "release", None, w / "dump", do_lower_case=False, overwrite=True
     ),
 }
@@ -797,7 +798,7 @@ def test_killed_while_writing(name, world):
     """The process dies in mid-file, at different sizes, then before each of its renames: a file has all of its old
     content, or all of its new. Between its two renames a conversion's old folder is beside its place."""
     if name == "a conversion":
-        converter.convert_tf_checkpoint_to_pytorch(world / "release", None, world / "dump")
+        tf_conversion.convert_tf_checkpoint_to_pytorch(world / "release", None, world / "dump")
     old = snapshot(world)
     moments = [*({"size": size} for size in (0, 100, 1_000)), *({"rename": number} for number in range(20))]
     states = []

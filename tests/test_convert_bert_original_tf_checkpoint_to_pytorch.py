@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from bert_finetune import convert_bert_original_tf_checkpoint_to_pytorch as script
+from bert_finetune import tf_conversion
 from bert_finetune.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "tf_checkpoint"
@@ -56,7 +57,7 @@ def make_release(folder: Path, variables=VARIABLES, config=CONFIG, word_pieces=W
 
 def convert(release: Path, dump: Path | None = None, **options) -> Path:
     dump = dump or release.parent / "dump"
-    script.convert_tf_checkpoint_to_pytorch(release, None, dump, **options)
+    tf_conversion.convert_tf_checkpoint_to_pytorch(release, None, dump, **options)
     return dump
 
 
@@ -133,7 +134,7 @@ def test_every_weight_is_its_source(golden_dump):
     model, _, _ = load(BertForPreTraining, golden_dump)
     used = set()
     for name, parameter in model.named_parameters():
-        source = script.tf_name(name)
+        source = tf_conversion.tf_name(name)
         expected = VARIABLES[source].T if source.endswith("kernel") else VARIABLES[source]
         np.testing.assert_array_equal(parameter.detach().numpy(), expected, err_msg=source, strict=True)
         used.add(source)
@@ -142,7 +143,7 @@ def test_every_weight_is_its_source(golden_dump):
 
 
 def test_golden_dump_loads_in_every_class(golden_dump):
-    assert {file.name for file in golden_dump.iterdir()} == script.WRITTEN_FILES
+    assert {file.name for file in golden_dump.iterdir()} == tf_conversion.WRITTEN_FILES
     _, missing, unexpected = load(BertForPreTraining, golden_dump)
     assert not missing and not unexpected
     _, missing, unexpected = load(AutoModel, golden_dump)
@@ -158,7 +159,7 @@ def test_checkpoint_without_heads_becomes_a_bert_model(tmp_path):
     model, missing, unexpected = load(AutoModel, dump)
     assert not missing and not unexpected
     for name, parameter in model.named_parameters():
-        source = script.tf_name(f"bert.{name}")
+        source = tf_conversion.tf_name(f"bert.{name}")
         expected = VARIABLES[source].T if source.endswith("kernel") else VARIABLES[source]
         np.testing.assert_array_equal(parameter.detach().numpy(), expected, err_msg=source, strict=True)
     _, missing, unexpected = load(AutoModelForSequenceClassification, dump)
@@ -236,7 +237,7 @@ def test_configuration_and_vocabulary_elsewhere(tmp_path):
     (tmp_path / "cased_other").mkdir()
     for name in ("bert_config.json", "vocab.txt"):
         (release / name).rename(tmp_path / "cased_other" / name)
-    script.convert_tf_checkpoint_to_pytorch(
+    tf_conversion.convert_tf_checkpoint_to_pytorch(
         release, tmp_path / "cased_other" / "bert_config.json", tmp_path / "new" / "dump"
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "new" / "dump").do_lower_case is False
@@ -353,7 +354,7 @@ def test_missing_or_ambiguous_files(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.index: no such file"):
         convert(release / "nothing", tmp_path / "dump")
     with pytest.raises(InputError, match=r"other.json: no such file; .* --bert_config_file"):
-        script.convert_tf_checkpoint_to_pytorch(release, release / "other.json", tmp_path / "dump")
+        tf_conversion.convert_tf_checkpoint_to_pytorch(release, release / "other.json", tmp_path / "dump")
     write_checkpoint(release / "model.ckpt-10", VARIABLES)
     with pytest.raises(InputError, match=r"found bert_model\.ckpt\.index, model\.ckpt-10\.index; give"):
         convert(release)
@@ -414,7 +415,7 @@ def test_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no"):
         convert(release, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["dump", "release"]
-    assert {file.name for file in dump.iterdir()} == script.WRITTEN_FILES
+    assert {file.name for file in dump.iterdir()} == tf_conversion.WRITTEN_FILES
 
 
 def test_main(tmp_path, monkeypatch, capsys):
