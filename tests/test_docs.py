@@ -31,6 +31,7 @@ SCRIPTS = [
     "experiments/compare_results.py",
     "download_glue_data.py",
     "quickstart.py",
+    "bert_emd/teacher_cache.py",
 ]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
