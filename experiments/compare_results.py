@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
 from bert_finetune.files import read_toml, write_atomically
-from experiments.significance import RESAMPLES
+from experiments.significance import MARGIN, RESAMPLES
 
 
 @reports_input_errors
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     plans = [read_toml(path) for path in plan_files.values()]
     baseline, notes = choose_baseline(options.baseline, plans, runs)
     notes += state_notes(unfinished) + begin_notes(plans, [*runs, *unfinished])
-    comparison = compare(runs, baseline, options.resamples)
+    comparison = compare(runs, baseline, options.resamples, options.equivalence)
     footprints, conditions = model_footprints(runs, timed=not options.no_speed)
     measured = [overview(comparison, footprints, conditions), *differences(comparison)]
     published = published_tables()
@@ -77,11 +77,19 @@ def read_options(argv: list[str] | None) -> Namespace:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("results"), help="where the tables go (results)")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples ({RESAMPLES})")
+    parser.add_argument(
+        "--equivalence",
+        type=float,
+        default=MARGIN,
+        help=f"methods that differ by less than so many points are equal ({MARGIN})",
+    )
     parser.add_argument("--no_speed", action="store_true", help="do not time the models")
     parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="further PNG or SVG files for the report")
     options = parser.parse_args(argv)
     if options.resamples < 100:
         raise InputError(f"--resamples {options.resamples}: an interval needs 100 or more")
+    if not 0 < options.equivalence < 200:
+        raise InputError(f"--equivalence {options.equivalence}: give points, more than 0")
     return options
 
 

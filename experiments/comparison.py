@@ -1,7 +1,8 @@
 """What finished runs show: means over seeds, differences to a baseline and how sure they are."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import groupby, product
 
 import numpy as np
@@ -9,8 +10,11 @@ import numpy as np
 from bert_finetune.errors import InputError
 from experiments.finished_runs import DevFigure, FinishedRun, Unfinished, figures_of, run_name
 from experiments.significance import (
+    MARGIN,
     RESAMPLES,
     bootstrap_interval,
+    equality_p_values,
+    holm,
     mean_and_sd,
     resampled_figures,
     seeds_p_value,
@@ -27,7 +31,8 @@ class Summary:
 
     values: one per seed. difference: mean over the `common` seeds of (method - baseline); interval: its 95 % bootstrap
     interval over dev examples, for the models as they were trained; p: of the paired t-test over the common seeds, for
-    training anew. None where there is nothing to tell.
+    training anew; holm_p: the same, corrected for all comparisons on this figure. equal_p, unequal_p: that the
+    difference is less, and that it is more than `margin`, corrected likewise. None where there is nothing to tell.
     """
 
     figure: DevFigure
@@ -38,6 +43,10 @@ class Summary:
     difference: float | None = None
     interval: tuple[float, float] | None = None
     p: float | None = None
+    holm_p: float | None = None
+    equal_p: float | None = None
+    unequal_p: float | None = None
+    margin: float = MARGIN
 
     @property
     def mean(self) -> float:
@@ -49,24 +58,50 @@ class Summary:
 
     @property
     def claim(self) -> str:
-        """ "better" or "worse" than the baseline, only where the interval excludes zero and the seeds agree: p < .05.
+        """ "better" or "worse" than the baseline, only where the interval excludes zero and the seeds agree.
 
-        The interval alone, which knows nothing of chance in training, often excludes zero for two equal methods.
+        They do where holm_p < .05. The interval alone, which knows nothing of chance in training, often excludes zero
+        for two equal methods.
         """
         low, high = self.interval or (0, 0)
-        if self.p is None or self.p >= _SIGNIFICANT:
+        if not _is_shown(self.holm_p):
             return ""
         return "better" if low > 0 else "worse" if high < 0 else ""
+
+    @property
+    def equality(self) -> str:
+        """Whether the seeds show that the difference to the baseline is less or more than `margin` points.
+
+        "" where there is no difference to judge."""
+        if self.difference is None:
+            return ""
+        if _is_shown(self.equal_p):
+            return f"equal within {self.margin:g}"
+        return "not equal" if _is_shown(self.unequal_p) else "cannot tell"
+
+
+def _is_shown(p: float | None) -> bool:
+    return p is not None and p < _SIGNIFICANT
+
+
+class Teachers(Enum):
+    """How the teachers of a figure's students go with their seeds; the value says what p is worth for that."""
+
+    ONE = "p comes from students of one teacher: it says nothing of training the teacher anew."
+    OWN = "Each seed has a teacher of its own: p is for training teacher and student anew."
+    UNKNOWN = "Not every seed is known to have a teacher of its own: p may say nothing of training the teacher anew."
 
 
 @dataclass
 class Comparison:
     """summaries: by figure, then size, then method. constant: what the best constant answer scores, in points, where a
-    run has kept the dev labels. notes: what could not be told, and why."""
+    run has kept the dev labels. teachers: where there are p-values. notes: what could not be told, and why."""
 
     baseline: str | None
+    margin: float = MARGIN
     summaries: list[Summary] = field(default_factory=list)
     constant: dict[DevFigure, float] = field(default_factory=dict)
+    teachers: dict[DevFigure, Teachers] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -129,12 +164,15 @@ def begin_notes(plans: list[dict], begun: list[FinishedRun | Unfinished]) -> lis
     return [f"{len(missing)} of the planned students have not begun, by method (seeds): {listed}."]
 
 
-def compare(runs: list[FinishedRun], baseline: str | None, resamples: int = RESAMPLES) -> Comparison:
-    """Compare all methods of each task with the `baseline` of the same size (None: with none).
+def compare(
+    runs: list[FinishedRun], baseline: str | None, resamples: int = RESAMPLES, margin: float = MARGIN
+) -> Comparison:
+    """Compare all methods of each task with the `baseline` of the same size (None: with none); equal are those that
+    differ by less than `margin` points.
 
     Raises InputError where two runs of a task were measured on different dev sets.
     """
-    comparison = Comparison(baseline)
+    comparison = Comparison(baseline, margin)
     for task, group in groupby(runs, key=lambda run: run.task):
         group = list(group)
         for figure in figures_of(task):
@@ -158,6 +196,7 @@ def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[Finish
     methods: dict[tuple, dict[int | None, FinishedRun]] = {}
     for run in runs:
         methods.setdefault((run.size, run.method), {})[run.seed] = run
+    summaries = []
     for (size, method), seeds in methods.items():
         base = {} if method in (TEACHER, comparison.baseline) else methods.get((size, comparison.baseline), {})
         common = [seed for seed in seeds if seed in base]
@@ -166,6 +205,8 @@ def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[Finish
         if common:
             ours, theirs = ([100 * run.figure(figure) for run in side] for side in paired)
             told = {"difference": float(np.subtract(ours, theirs).mean()), "p": seeds_p_value(ours, theirs)}
+            less_more = equality_p_values(ours, theirs, comparison.margin) or (None, None)
+            told |= dict(zip(("equal_p", "unequal_p"), less_more, strict=True))
             lacking = [run.name for side in paired for run in side if run.name not in resampled]
             if lacking:
                 more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -179,9 +220,30 @@ def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[Finish
         elif base:
             comparison.notes.append(f"{figure.title}, {method}: no seed in common with {comparison.baseline}.")
         values = tuple(100 * run.figure(figure) for run in seeds.values())
-        comparison.summaries.append(Summary(figure, size, method, values, tuple(common), **told))
+        summaries.append(Summary(figure, size, method, values, tuple(common), margin=comparison.margin, **told))
+    comparison.summaries += corrected(summaries)
+    if any(summary.p is not None for summary in summaries):
+        comparison.teachers[figure] = _teachers(runs)
     if not any(run.method == TEACHER for run in runs):
         comparison.summaries += _teacher_of(figure, runs)
+
+
+def corrected(summaries: list[Summary]) -> list[Summary]:
+    """The summaries of one figure, whose p-values are each corrected for all of their kind among them."""
+    kinds = [holm([getattr(s, kind) for s in summaries]) for kind in ("p", "equal_p", "unequal_p")]
+    return [
+        replace(summary, holm_p=p, equal_p=equal, unequal_p=unequal)
+        for summary, p, equal, unequal in zip(summaries, *kinds, strict=True)
+    ]
+
+
+def _teachers(runs: list[FinishedRun]) -> Teachers:
+    pairs = {(run.seed, run.teacher) for run in runs if run.method != TEACHER}
+    seeds, teachers = ({pair[k] for pair in pairs} for k in (0, 1))
+    if None not in teachers and len(teachers) == 1:
+        return Teachers.ONE
+    paired = None not in teachers and len(seeds) == len(teachers) == len(pairs)
+    return Teachers.OWN if paired else Teachers.UNKNOWN
 
 
 def _answers(figure: DevFigure, runs: list[FinishedRun]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -207,5 +269,5 @@ def _teacher_of(figure: DevFigure, runs: list[FinishedRun]) -> list[Summary]:
     for run in runs:
         value = run.figure(figure, "teacher_")
         if value is not None:
-            said.setdefault(run.args.get("options", {}).get("teacher_model", value), value)
+            said.setdefault(run.teacher or value, value)
     return [Summary(figure, None, TEACHER, tuple(100 * value for value in said.values()))] if said else []

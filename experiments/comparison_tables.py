@@ -48,25 +48,33 @@ def differences(comparison: Comparison) -> list[ResultTable]:
         "seeds",
         f"difference to {baseline}",
         "95 % interval",
-        "claim",
         "p",
+        "p (Holm)",
+        "claim",
+        "equality",
     ]
-    notes = (
+    margin = f"{comparison.margin:g}"
+    explained = (
         "Here and below: difference in points, over the seeds that both have. Interval: paired bootstrap over dev "
         "examples, for the models as they were trained. p: paired t-test over seeds, for training anew; none with one "
-        "seed, or where all seeds differ alike. A claim stands only where the interval excludes zero and p < .05; it "
-        "is not corrected for several comparisons.",
+        "seed, or where all seeds differ alike. p (Holm): corrected for all comparisons of its table. A claim stands "
+        "only where the interval excludes zero and the corrected p is below .05.",
+        "Equality: by paired t-tests over seeds, corrected likewise. "
+        f"Equal within {margin}: by two one-sided tests the difference is less than so many points; not equal: it is "
+        "more; cannot tell: neither is shown. What is equal within these can be better or worse all the same.",
     )
-    tables = []
+    tables, said = [], None
     for figure in comparison.figures:
         rows = [difference_row(summary) for summary in comparison.summaries if summary.figure == figure]
-        table = ResultTable(f"{figure.title}, dev set", header, rows, notes if baseline and not tables else ())
-        tables.append(table.without_empty_columns())
+        notes = explained if baseline and not tables else ()
+        teachers = comparison.teachers.get(figure)
+        if teachers not in (None, said):
+            notes, said = (*notes, teachers.value), teachers
+        tables.append(ResultTable(f"{figure.title}, dev set", header, rows, notes).without_empty_columns())
     return tables
 
 
 def difference_row(summary: Summary) -> list:
-    p = "" if summary.p is None else Number(f"{summary.p:.3f}" if summary.p >= 0.001 else "<.001", summary.p)
     interval = ""
     if summary.interval:
         interval = Number("[{:+.2f}, {:+.2f}]".format(*summary.interval), summary.interval[0])
@@ -77,9 +85,15 @@ def difference_row(summary: Summary) -> list:
         Number(str(len(summary.values)), len(summary.values)),
         number_cell(summary.difference, "+.2f"),
         interval,
+        p_cell(summary.p),
+        p_cell(summary.holm_p),
         summary.claim,
-        p,
+        summary.equality,
     ]
+
+
+def p_cell(p: float | None) -> Number | str:
+    return "" if p is None else Number(f"{p:.3f}" if p >= 0.001 else "<.001", p)
 
 
 def mean_cell(summary: Summary | None, with_seeds: bool = False) -> Number | str:
@@ -132,7 +146,8 @@ def summary_rows(comparison: Comparison, footprints: Footprints) -> list[dict]:
         row = {"figure": summary.figure.title, "size": summary.size, "method": summary.method}
         row |= {"seeds": len(summary.values), "mean": summary.mean, "sd": summary.sd, "baseline": comparison.baseline}
         row |= {"common_seeds": len(summary.common), "difference": summary.difference, "low": low, "high": high}
-        row |= {"claim": summary.claim, "p": summary.p}
+        row |= {"claim": summary.claim, "p": summary.p, "holm_p": summary.holm_p, "equality": summary.equality}
+        row |= {"equal_p": summary.equal_p, "unequal_p": summary.unequal_p, "margin": comparison.margin}
         footprint = footprints.get((summary.size, summary.method))
         row |= {name: getattr(footprint, name, None) for name in ("parameters", "megabytes")}
         row["speed_up"] = speed_up(footprints, summary.size, summary.method)

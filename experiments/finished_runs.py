@@ -149,6 +149,12 @@ class FinishedRun:
         folder = Path(self.args.get("folder", "."), name) if name else None
         return folder if folder and folder.is_dir() else None
 
+    @property
+    def teacher(self) -> str | None:
+        """What tells its teacher from others: the folder where that is there, else the name; None without a teacher."""
+        name = self.args.get("options", {}).get("teacher_model")
+        return name and str(self.teacher_folder.resolve() if self.teacher_folder else Path(name))
+
 
 @dataclass(frozen=True)
 class Unfinished:

@@ -1,6 +1,7 @@
-"""Whether one method is better than another: means over seeds, paired bootstrap over dev examples, paired t-test.
+"""Whether one method is better than another, or equal: means over seeds, paired bootstrap over dev examples, paired
+t-tests, corrected for their number.
 
-scipy is imported where it is used: `--help` asks for no more than RESAMPLES.
+scipy is imported where it is used: `--help` asks for no more than RESAMPLES and MARGIN.
 """
 
 import warnings
@@ -11,6 +12,8 @@ import numpy as np
 from bert_finetune.glue import Task
 
 RESAMPLES = 2000
+# Points within which two methods are called equal.
+MARGIN = 0.5
 # Every method of a task, and every call, sees the same resampled examples.
 _SEED = 0
 # Numbers held at once, per array: 2 MB, which stay in a core's cache.
@@ -32,12 +35,52 @@ def seeds_p_value(values: list[float], baseline: list[float]) -> float | None:
     """
     from scipy.stats import ttest_rel
 
-    differences = np.subtract(values, baseline)
-    if len(differences) < 2 or np.ptp(differences) < 1e-12:
+    if not _has_scale(np.subtract(values, baseline)):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of differences that are nearly the same
         return float(ttest_rel(values, baseline).pvalue)
+
+
+def equality_p_values(values: list[float], baseline: list[float], margin: float) -> tuple[float, float] | None:
+    """p of "they differ by less than `margin`" and of "they differ by more", value k of both from the same seed.
+
+    With the mean m of the n differences, their standard error s, and t of n - 1 degrees of freedom:
+
+        less: max(P(t > (m + margin) / s), P(t < (m - margin) / s)), which are two one-sided paired t-tests
+        more: 2 min(P(t < (m + margin) / s), P(t > (m - margin) / s)), at most 1; for margin 0 `seeds_p_value`
+
+    None where that is None. Source: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987.
+    """
+    from scipy.stats import t
+
+    differences = np.subtract(values, baseline)
+    if not _has_scale(differences):
+        return None
+    count, mean, error = len(differences), differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
+    above, below = (mean + margin) / error, (mean - margin) / error
+    less = max(t.sf(above, count - 1), t.cdf(below, count - 1))
+    more = 2 * min(t.cdf(above, count - 1), t.sf(below, count - 1))
+    return float(less), min(1.0, float(more))
+
+
+def _has_scale(differences: np.ndarray) -> bool:
+    """Whether t can be had from the seeds' differences: there are two or more, and not all the same."""
+    return len(differences) > 1 and np.ptp(differences) >= 1e-12
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """The p-values of m tests, corrected: where nothing differs, one of them is below .05 in at most 5 % of tables.
+
+    The k-th smallest is multiplied by m - k + 1, is at least what a smaller one became, and at most 1. None is no test:
+    it stays, and does not count. Source: Holm, Scandinavian Journal of Statistics 6, 1979.
+    """
+    tests = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected, least = list(p_values), 0.0
+    for k, (p, place) in enumerate(tests):
+        least = max(least, min(1.0, (len(tests) - k) * p))
+        corrected[place] = least
+    return corrected
 
 
 def bootstrap_interval(figures: np.ndarray, baseline: np.ndarray, level: float = 0.95) -> tuple[float, float]:

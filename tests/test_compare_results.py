@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from bert_emd import emd_task_distill
 from bert_finetune.finishing import write_eval_results
 from bert_finetune.glue import get_task
 from experiments.compare_results import main
-from experiments.comparison import compare
+from experiments.comparison import Teachers, compare
 from experiments.finished_runs import figures_of, find_runs
 from experiments.tables_out import Number, ResultTable, latex, markdown
 
@@ -84,10 +85,11 @@ def test_means_differences_and_claims(suite, capsys):
     none, emd, skip = (only(summary, method=method) for method in ("none", "emd", "skip"))
     assert (float(none["mean"]), float(none["sd"]), none["seeds"]) == (62, 2, "3")
     assert (none["difference"], none["low"], none["claim"], none["p"]) == ("", "", "", "")
+    assert (none["holm_p"], none["equality"], none["equal_p"]) == ("", "", "")
     assert float(emd["difference"]) == pytest.approx(20) and float(emd["low"]) > 0 and emd["claim"] == "better"
     assert float(emd["p"]) == pytest.approx(0.0033, abs=1e-4)  # t = 20 / (2 / √3) with 2 degrees of freedom
     assert float(skip["difference"]) == 0 and float(skip["low"]) < 0 < float(skip["high"])
-    assert skip["claim"] == "" and skip["p"] == ""
+    assert skip["claim"] == "" and skip["p"] == "" and skip["equality"] == "cannot tell"
     rows = rows_of(text, "RTE, dev set")
     assert list(rows) == ["none", "emd", "skip"]
     assert rows["emd"]["difference to none"] == "+20.00" and rows["emd"]["claim"] == "better"
@@ -95,6 +97,81 @@ def test_means_differences_and_claims(suite, capsys):
     assert len(runs) == 9 and only(runs, method="emd", seed="2")["figure"] == "82.0"
     assert [row["train_seconds"] for row in runs if row["method"] == "none"] == ["10", "20", "30"]
     assert "standard deviation over seeds (number of seeds: 3)." in text
+
+
+@pytest.fixture
+def rivals(tmp_path):
+    """Five seeds of a baseline, of `ahead` and of `level`, which differ from it by 5 to 7 and by -.5 to .5 points."""
+    for seed in range(1, 6):
+        base = 0.5 + 0.02 * seed
+        for method, more in (("none", 0), ("ahead", 0.05 + 0.005 * (seed % 5)), ("level", 0.005 * (seed % 3 - 1))):
+            write_run(tmp_path / f"runs/RTE/{method}/seed-{seed}", answers(base + more), seed=seed)
+    return tmp_path
+
+
+def test_p_values_are_corrected_and_equality_is_told(rivals):
+    text, summary, _ = run(rivals, "--baseline", "none", "--equivalence", 1)
+    ahead, level = only(summary, method="ahead"), only(summary, method="level")
+    # By hand: differences 5.5, 6, 6.5, 7, 5 of mean 6, and 0, .5, -.5, 0, .5 of mean .1.
+    assert (float(ahead["difference"]), float(level["difference"])) == pytest.approx((6, 0.1))
+    assert float(ahead["holm_p"]) == pytest.approx(2 * float(ahead["p"]), abs=1e-6) and ahead["claim"] == "better"
+    assert float(level["holm_p"]) == float(level["p"]) and level["claim"] == ""
+    assert (ahead["equality"], level["equality"]) == ("not equal", "equal within 1")
+    # 4 degrees of freedom; the larger t is (.1 - 1) / (.41833 / √5) = -4.81, of two comparisons.
+    assert float(level["equal_p"]) == pytest.approx(2 * 0.0043, abs=1e-4) and float(level["unequal_p"]) == 1
+    assert float(ahead["equal_p"]) > 0.99 and ahead["margin"] == "1.0"
+    rows = rows_of(text, "RTE, dev set")
+    assert list(rows["level"])[3:] == ["difference to none", "95 % interval", "p", "p (Holm)", "claim", "equality"]
+    assert rows["level"]["equality"] == "equal within 1" and rows["none"]["equality"] == ""
+    assert "<td>equal within 1</td>" in (rivals / "results/report.html").read_text()
+    assert r" & equal within 1 \\" in (rivals / "results/results.tex").read_text()
+    _, summary, _ = run(rivals, "--baseline", "none")
+    assert only(summary, method="level")["equality"] == "cannot tell"
+
+
+def test_a_claim_needs_the_corrected_p(tmp_path):
+    """p is .04 for each of two methods: neither is shown to be better."""
+    for seed, ahead in ((1, 0.1), (2, 0.15), (3, 0.22)):
+        for method in ("once", "twice"):
+            write_run(tmp_path / f"runs/RTE/{method}/seed-{seed}", answers(0.6 + ahead, 7), seed=seed)
+        write_run(tmp_path / f"runs/RTE/none/seed-{seed}", answers(0.6), seed=seed)
+    _, summary, _ = run(tmp_path, "--baseline", "none")
+    once = only(summary, method="once")
+    assert 0.03 < float(once["p"]) < 0.05 < float(once["holm_p"]) and float(once["low"]) > 0 and once["claim"] == ""
+    shutil.rmtree(tmp_path / "runs/RTE/twice")
+    assert only(run(tmp_path, "--baseline", "none")[1], method="once")["claim"] == "better"
+
+
+def with_teachers(runs, name):
+    """Have each run's args.json say of which teacher it is, by its seed."""
+    for path in runs.glob("**/args.json"):
+        args = json.loads(path.read_text())
+        options = {"teacher_model": name(args["seed"])}
+        path.write_text(json.dumps(args | {"options": options}))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (lambda seed: "teacher", Teachers.ONE),
+        (lambda seed: "./teacher" if seed == 1 else "teacher", Teachers.ONE),
+        (lambda seed: f"teacher/seed-{seed}", Teachers.OWN),
+        (lambda seed: f"teacher/seed-{seed % 2}", Teachers.UNKNOWN),
+        (lambda seed: None, Teachers.UNKNOWN),
+    ],
+    ids=["one", "one under two names", "one for each seed", "shared by some seeds", "not known"],
+)
+def test_what_p_says_of_the_teacher(name, said, suite):
+    with_teachers(suite / "runs", name)
+    text = run(suite, "--baseline", "none")[0]
+    assert [teachers for teachers in Teachers if teachers.value in text] == [said]
+    assert said.value in (suite / "results/report.html").read_text()
+    assert said.value in (suite / "results/results.tex").read_text()
+
+
+def test_nothing_is_said_of_teachers_without_p(suite):
+    text = run(suite)[0]
+    assert not any(teachers.value in text for teachers in Teachers)
 
 
 def test_no_claim_where_the_seeds_do_not_agree(tmp_path):
@@ -367,9 +444,17 @@ def test_bad_input(what, line, suite, exits_with_2):
     [
         (["--baseline", "uniform"], "--baseline uniform: no finished run is of this method; there are emd, none, skip"),
         (["--resamples", "10"], "--resamples 10: an interval needs 100 or more"),
+        (["--equivalence", "0"], "--equivalence 0.0: give points, more than 0"),
+        (["--equivalence", "nan"], "--equivalence nan: give points, more than 0"),
         (["--pictures", "none.png"], "none.png: No such file or directory"),
     ],
-    ids=["a baseline of no run", "too few resamples", "a picture that is not there"],
+    ids=[
+        "a baseline of no run",
+        "too few resamples",
+        "equal within nothing",
+        "equal within nan",
+        "a picture that is not there",
+    ],
 )
 def test_bad_options(options, line, suite, exits_with_2):
     assert line in exits_with_2(main, suite / "runs", "--no_speed", "--output_dir", suite / "results", *options)
@@ -396,6 +481,7 @@ def test_resampled_intervals_come_from_the_library(suite):
     assert emd.interval == pytest.approx((float(row["low"]), float(row["high"])), abs=1e-6)
 
 
+@pytest.mark.training
 def test_a_real_run_of_mnli(glue_dir, tmp_path):
     """Both of its dev sets are found by the names that the trainer gives them."""
     teacher = save_bert(tmp_path / "teacher", get_task("MNLI").kind.output_names)

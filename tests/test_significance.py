@@ -8,6 +8,8 @@ from experiments.significance import (
     _measure,
     _measured_anew,
     bootstrap_interval,
+    equality_p_values,
+    holm,
     mean_and_sd,
     resampled_figures,
     seeds_p_value,
@@ -119,3 +121,59 @@ def test_p_over_seeds():
     assert t == pytest.approx(7, abs=0.01) and seeds_p_value(ours, theirs) == pytest.approx(0.0198, abs=1e-3)
     assert seeds_p_value([80.0], [79.0]) is None
     assert seeds_p_value([80.0, 81.0], [79.0, 80.0]) is None  # always 1: t has no scale
+
+
+def tail(x):
+    """P(t > x) of t with 2 degrees of freedom."""
+    return 0.5 - x / (2 * (2 + x * x) ** 0.5)
+
+
+def test_equality_by_hand():
+    # Differences 1, 1.5, 1: mean 7/6, standard error 1/6. Within .5 they are not: t is 10 and 4.
+    less, more = equality_p_values([80.0, 82.0, 81.0], [79.0, 80.5, 80.0], 0.5)
+    assert (less, more) == pytest.approx((1 - tail(4), 2 * tail(4))) and more == pytest.approx(0.0572, abs=1e-4)
+    # Within 1.5 they may well be: t is 16 and -2.
+    less, more = equality_p_values([80.0, 82.0, 81.0], [79.0, 80.5, 80.0], 1.5)
+    assert (less, more) == pytest.approx((tail(2), 1)) and less == pytest.approx(0.0918, abs=1e-4)
+    # Differences .1, 0, -.1: standard error .1 / √3.
+    less, more = equality_p_values([80.1, 82.0, 80.9], [80.0, 82.0, 81.0], 0.5)
+    assert (less, more) == pytest.approx((tail(5 * 3**0.5), 1))
+    assert equality_p_values([80.0], [79.0], 0.5) is None
+    assert equality_p_values([80.0, 81.0], [79.0, 80.0], 0.5) is None
+
+
+def test_equality_is_two_one_sided_tests():
+    """As scipy has them; and against a margin of 0 only "differ by more" is left, which is the paired t-test."""
+    ours, theirs = np.random.default_rng(4).normal(size=(2, 6))
+    one_sided = [
+        ttest_rel(ours + 0.4, theirs, alternative="greater"),
+        ttest_rel(ours - 0.4, theirs, alternative="less"),
+    ]
+    less, _ = equality_p_values(ours, theirs, 0.4)
+    assert less == pytest.approx(max(test.pvalue for test in one_sided))
+    _, more = equality_p_values(ours, theirs, 0)
+    assert more == pytest.approx(seeds_p_value(ours, theirs))
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        # R: p.adjust(p, "holm")
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, None, 0.04, 0.9], [1, None, 0.12, 1]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.03], [0.03]),
+        ([None], [None]),
+        ([], []),
+    ],
+)
+def test_holm(p_values, corrected):
+    assert holm(p_values) == [p and pytest.approx(p) for p in corrected]
+
+
+def test_holm_keeps_its_promise():
+    """Of 2000 tables of 8 methods that do not differ, no more than 5 % have a corrected p below .05."""
+    p_values = np.random.default_rng(5).random((2000, 8))
+    found = np.mean([min(holm(list(table))) < 0.05 for table in p_values])
+    assert found == pytest.approx(1 - (1 - 0.05 / 8) ** 8, abs=0.01) and found < 0.06
