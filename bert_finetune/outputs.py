@@ -86,6 +86,11 @@ def output_folder(args: TrainingArguments, experiment: dict) -> Iterator[str | N
     Raises InputError for a folder that cannot be written, and a checkpoint that the run cannot go on from.
     """
     folder, resume = Path(args.output_dir), args.resume_from_checkpoint
+    checkpoint = last_good_checkpoint(folder) if resume == "last" else resume and Path(resume)
+    if checkpoint:
+        if fault := fault_of(checkpoint):
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: {fault}")
+        check_same_experiment(checkpoint, experiment)
     # With several processes the first tidies up, and the others then find nothing left to do.
     with args.main_process_first(local=False):
         try:
@@ -96,11 +101,6 @@ def output_folder(args: TrainingArguments, experiment: dict) -> Iterator[str | N
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {folder}: {error.filename}: {error.strerror}") from error
-        checkpoint = last_good_checkpoint(folder) if resume == "last" else resume and Path(resume)
-        if checkpoint and (fault := fault_of(checkpoint)):
-            raise InputError(f"--resume_from_checkpoint {checkpoint}: {fault}")
-        if checkpoint:
-            check_same_experiment(checkpoint, experiment)
     try:
         yield checkpoint and str(checkpoint)
     except BaseException:
