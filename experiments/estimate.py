@@ -56,12 +56,13 @@ def show_what_is_left(plan: Plan, runs: list[PlannedRun], environments: list[dic
 def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) -> dict[str, float]:
     """Name of every run that is not done -> its seconds.
 
-    Measured are `STEPS` steps of each task's teacher and of a student by the baseline, and for the first task of each
-    method and each size; the other cells are products of these. Raises InputError where one of them fails.
+    Measured are `STEPS` steps of each task's first teacher and of a student by the baseline, and for the first task of
+    each method and each size; the other cells are products of these. Raises InputError where one of them fails.
     """
     left = [run for run in runs if not run.is_done()]
-    students = {(run.task, run.size, run.method): run for run in reversed(runs) if run.seed is not None}
-    wanted = [run for run in left if run.seed is not None]
+    students = {(run.task, run.size, run.method): run for run in reversed(runs) if not run.is_teacher}
+    wanted = [run for run in left if not run.is_teacher]
+    first_teachers = {run.task: run for run in reversed(left) if run.is_teacher}
     tasks, sizes, methods = (list(dict.fromkeys(getattr(r, key) for r in wanted)) for key in ("task", "size", "method"))
     with tempfile.TemporaryDirectory() as folder:
 
@@ -69,7 +70,7 @@ def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) ->
             print(f"measuring {STEPS} steps of {run.name.removesuffix(f'/seed-{run.seed}')}", flush=True)
             return _measure(run, Path(folder), environment)
 
-        teachers = {run.task: measure(run) for run in left if run.seed is None}
+        teachers = {run.task: measure(run) for run in left if run in first_teachers.values()}
         base = {task: measure(students[task, sizes[0], plan.baseline]) for task in tasks}
         first = {(sizes[0], plan.baseline): base[tasks[0]]} if tasks else {}
         for size, method in [(sizes[0], method) for method in methods] + [(size, plan.baseline) for size in sizes]:
@@ -77,7 +78,7 @@ def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) ->
                 first[size, method] = measure(students[tasks[0], size, method])
 
     def time_of(run: PlannedRun) -> RunTime:
-        if run.seed is None:
+        if run.is_teacher:
             return teachers[run.task]
         alike = first[run.size, plan.baseline], first[sizes[0], run.method]
         factor = math.prod(one.step / base[tasks[0]].step for one in alike)
@@ -122,7 +123,7 @@ def _rows(plan: Plan, name: str) -> tuple[int, int]:
 def _resolved(run: PlannedRun) -> Namespace:
     """A run's options with their defaults. Of a recipe's, those of a 4-layer student: times do not depend on these."""
     arguments = as_arguments(run.options)
-    if run.seed is None:
+    if run.is_teacher:
         return TEACHER_SCRIPT.parser().parse_known_args(arguments)[0]
     parser = STUDENT_SCRIPT.parser()
     chosen, _ = parser.parse_known_args(arguments)

@@ -22,7 +22,7 @@ _GIVEN = """
     resume_from_checkpoint do_train help
     push_to_hub hub_model_id hub_token hub_strategy hub_revision hub_private_repo hub_always_push
 """.split()
-_KEYS = "tasks seeds baseline data_dir teacher student sizes methods".split()
+_KEYS = "tasks seeds baseline data_dir teacher_seeds teacher student sizes methods".split()
 # A word for a folder, and not the teacher's.
 _FOLDER_NAME = re.compile(r"(?!teacher$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
 _KINDS = {str: "texts", int: "whole numbers"}
@@ -74,6 +74,7 @@ class Plan:
     """tasks x sizes x methods x seeds. A plan without sizes has one, called "".
 
     teacher, student: options by task. teacher_folder: where a finished teacher lies, with {task}, in place of options.
+    teacher_seeds: a task has a teacher for each seed, not one for all.
     baseline: the method that others are measured against.
     """
 
@@ -82,6 +83,7 @@ class Plan:
     seeds: list[int]
     baseline: str
     data_dir: str
+    teacher_seeds: bool
     teacher: dict[str, dict]
     teacher_folder: str | None
     student: dict[str, dict]
@@ -94,13 +96,16 @@ class Plan:
 
     def _runs(self, task: str, output_dir: Path) -> Iterator[PlannedRun]:
         shared = {"task_name": task, "data_dir": self.data_dir, "do_train": True}
+        teachers = {}
         if self.teacher_folder:
-            teacher, teacher_folder = None, self.teacher_folder.replace("{task}", task)
-            shared["teacher_model"] = teacher_folder
+            shared["teacher_model"] = self.teacher_folder.replace("{task}", task)
         else:
-            options = self.teacher[task] | shared
-            teacher = PlannedRun(task, "", "teacher", None, TEACHER_SCRIPT.path, options, output_dir / task / "teacher")
-            yield teacher
+            for seed in self.seeds if self.teacher_seeds else [None]:
+                options, folder = self.teacher[task] | shared, output_dir / task / "teacher"
+                if seed is not None:
+                    options, folder = options | {"seed": seed}, folder / f"seed-{seed}"
+                teachers[seed] = PlannedRun(task, "", "teacher", seed, TEACHER_SCRIPT.path, options, folder)
+        yield from teachers.values()
         for size, of_size in self.sizes.items():
             for method, of_method in self.methods.items():
                 options = self.student[task] | of_size | of_method | shared
@@ -109,6 +114,7 @@ class Plan:
                     raise InputError(f"{self.path}: {name}: give either student_layers or student_model")
                 for seed in self.seeds:
                     folder = output_dir / task / size / method / f"seed-{seed}"
+                    teacher = teachers.get(seed if self.teacher_seeds else None)
                     place = {"teacher_model": str(teacher.folder)} if teacher else {}
                     yield PlannedRun(
                         task, size, method, seed, STUDENT_SCRIPT.path, options | {"seed": seed}, folder, place, teacher
@@ -185,16 +191,25 @@ def read_plan(path: Path) -> Plan:
     baseline, data_dir = plan.get("baseline"), plan.get("data_dir", "glue_data")
     check(baseline in [*methods], f"baseline: must be one of the methods: {', '.join(methods)}")
     check(isinstance(data_dir, str), "data_dir: must be a text")
+    teacher_seeds = plan.get("teacher_seeds", False)
+    check(isinstance(teacher_seeds, bool), "teacher_seeds: must be true or false")
     folder = table(plan, "teacher", "teacher").get("folder")
     if folder is None:
         teacher = by_task("teacher", TEACHER_SCRIPT)
         for task, options in teacher.items():
             check("model_name_or_path" in options, f"[teacher]: give model_name_or_path, or a folder, for {task}")
+            check(
+                not (teacher_seeds and "seed" in options),
+                "[teacher]: seed goes with no teacher_seeds, which gives each teacher the seed of its students",
+            )
     else:
         teacher = {}
         alone = isinstance(folder, str) and len(plan["teacher"]) == 1
         check(alone, "[teacher]: folder is where a finished teacher lies, and goes with no other option")
+        check(not teacher_seeds, "teacher_seeds: goes with [teacher]'s options, to train by, and with no folder")
     student = by_task("student", STUDENT_SCRIPT)
-    read = Plan(path, tasks, seeds, baseline, data_dir, teacher, folder, student, sizes or {"": {}}, methods)
+    read = Plan(
+        path, tasks, seeds, baseline, data_dir, teacher_seeds, teacher, folder, student, sizes or {"": {}}, methods
+    )
     read.runs(Path())
     return read

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One call of a script: a task's teacher (no method, no seed), or a student.
+    """One call of a script: a task's teacher, which has a seed where each seed has one of its own, or a student.
 
     options: what the plan says of it. place: options that only say where things lie; the others, and its teacher's, are
     what a finished run is recognised by.
@@ -30,6 +30,10 @@ class PlannedRun:
     folder: Path
     place: dict = field(default_factory=dict)
     teacher: "PlannedRun | None" = None
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.method == "teacher"
 
     @property
     def name(self) -> str:

@@ -26,8 +26,8 @@ def table_of_runs(runs: list[PlannedRun], content: Callable[[list[PlannedRun]], 
     """
     cells: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in runs:
-        sizes = [other.size for other in runs if other.task == run.task and other.seed is not None]
-        size = sizes[0] if run.seed is None and sizes else run.size
+        sizes = [other.size for other in runs if other.task == run.task and not other.is_teacher]
+        size = sizes[0] if run.is_teacher and sizes else run.size
         cells.setdefault((f"{run.task} {size}".strip(), run.method), []).append(run)
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
 
@@ -104,8 +104,8 @@ class Progress:
         """Seconds until all is done, by the means of the finished runs that are most alike; None: there are none."""
 
         def likenesses(run: PlannedRun) -> list[tuple]:
-            is_teacher = run.seed is None
-            return [(is_teacher, run.task, run.size, run.method), (is_teacher, run.task), (is_teacher,), ()]
+            kind = run.is_teacher
+            return [(kind, run.task, run.size, run.method), (kind, run.task), (kind,), ()]
 
         known: dict[tuple, list[float]] = {}
         for run in self._runs:

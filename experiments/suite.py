@@ -33,6 +33,11 @@ def check_records(runs: list[PlannedRun]) -> None:
     """
     for run in runs:
         record = run.read_record()
+        if run.is_teacher and run.seed is not None and run.folder.parent.with_suffix(".json").exists():
+            raise InputError(
+                f"{run.folder.parent}: the teacher of all seeds, and the plan now has one for each (teacher_seeds); "
+                f"remove {run.folder.parents[1]} to run teachers and students anew, or choose another --output_dir"
+            )
         if not record and run.folder.exists():
             raise InputError(f"{run.folder}: there already, but of no suite; move it, or choose another --output_dir")
         if not record or not run.folder.exists():
@@ -48,7 +53,8 @@ def _check_options(run: PlannedRun, what: str, then: dict | None) -> None:
         return
     differ = [name for name in then | run.options if then.get(name) != run.options.get(name)]
     before, after = (" ".join(f"{name}={each.get(name)}" for name in differ) for each in (then, run.options))
-    remove = "the folder to run it" if run.seed is not None else f"{run.folder.parent} to run teacher and students"
+    task_folder = run.folder.parents[0 if run.seed is None else 1]
+    remove = f"{task_folder} to run teacher and students" if run.is_teacher else "the folder to run it"
     raise InputError(
         f"{what} was run with {before}, and the plan now says {after}; remove {remove} anew, or choose another "
         "--output_dir"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,65 @@ def test_students_of_another_teacher_are_refused(plan, stand_ins, tmp_path, exit
     (out / "RTE/none/seed-1.json").write_text(json.dumps(older))
     suite(path, out)
     assert starts(out / "RTE/none/seed-1") == ["new"]
+
+
+def test_a_teacher_for_each_seed(plan, stand_ins, tmp_path, capsys, exits_with_2):
+    own = ("seeds = [1, 2]", "seeds = [1, 2]\nteacher_seeds = true")
+    path, out = plan(own, ('["RTE", "MRPC"]', '["RTE"]')), tmp_path / "out"
+    suite(path, out, "--dry_run")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "measuring" in line] == [
+        f"measuring 8 steps of RTE/{method}" for method in ("teacher", "none", "emd")
+    ]
+    assert "6 of 6 runs to go" in lines
+    suite(path, out)
+    names = [f"RTE/{method}/seed-{seed}" for method in ("emd", "none", "teacher") for seed in (1, 2)]
+    assert states(out) == dict.fromkeys(names, "done")
+    for seed in (1, 2):
+        teacher, student = record(out / f"RTE/teacher/seed-{seed}"), record(out / f"RTE/none/seed-{seed}")
+        assert (teacher["method"], teacher["seed"], teacher["options"]["seed"]) == ("teacher", seed, seed)
+        assert f"--seed {seed} --teacher_model {out}/RTE/teacher/seed-{seed} --output_dir" in student["command"]
+        assert student["teacher_options"] == teacher["options"]
+    # A seed more needs a teacher more, and one that changes its mind needs another folder.
+    path.write_text(path.read_text().replace("[1, 2]", "[1, 2, 3]"))
+    suite(path, out)
+    assert starts(out / "RTE/teacher/seed-3") == starts(out / "RTE/teacher/seed-1") == ["new"]
+    path.write_text(path.read_text().replace("teacher_seeds = true", "teacher_seeds = false"))
+    line = exits_with_2(run_suite.main, path, "--output_dir", out)
+    assert f"{out}/RTE/teacher: there already, but of no suite" in line
+    path.write_text(
+        path.read_text().replace("teacher_seeds = false", "teacher_seeds = true").replace("[1, 2, 3]", "[1, 2]")
+    )
+    path.write_text(path.read_text().replace("[student]", "[teacher.RTE]\nlearning_rate = 0.1\n[student]"))
+    line = exits_with_2(run_suite.main, path, "--output_dir", out)
+    assert f"the plan now says learning_rate=0.1; remove {out}/RTE to run teacher and students anew" in line
+
+
+def test_a_teacher_for_each_seed_where_there_was_one(plan, stand_ins, tmp_path, exits_with_2):
+    path, out = plan(('["RTE", "MRPC"]', '["RTE"]')), tmp_path / "out"
+    suite(path, out)
+    path.write_text(path.read_text().replace("seeds = [1, 2]", "seeds = [1, 2]\nteacher_seeds = true"))
+    line = exits_with_2(run_suite.main, path, "--output_dir", out)
+    assert f"{out}/RTE/teacher: the teacher of all seeds, and the plan now has one for each (teacher_seeds)" in line
+    assert f"remove {out}/RTE to run teachers and students anew" in line
+    assert "teacher_seeds" not in (out / "plan.toml").read_text()
+
+
+def test_students_of_a_seeds_failed_teacher_are_skipped(plan, stand_ins, tmp_path, monkeypatch):
+    execute = experiments.engines.execute
+
+    def stumble(run, *rest):
+        if run.name == "RTE/teacher/seed-1":
+            raise MISHAP[0]
+        return execute(run, *rest)
+
+    monkeypatch.setattr(experiments.engines, "execute", stumble)
+    path = plan(('["RTE", "MRPC"]', '["RTE"]'), ("seeds = [1, 2]", "seeds = [1, 2]\nteacher_seeds = true"))
+    with pytest.raises(SystemExit):
+        suite(path, tmp_path / "out")
+    skipped = {"RTE/emd/seed-1": "skipped", "RTE/none/seed-1": "skipped", "RTE/teacher/seed-1": "failed"}
+    done = dict.fromkeys(("RTE/emd/seed-2", "RTE/none/seed-2", "RTE/teacher/seed-2"), "done")
+    assert states(tmp_path / "out") == skipped | done
 
 
 def test_dry_run(plan, stand_ins, tmp_path, capsys):
@@ -442,6 +502,16 @@ BAD_PLANS = {
         "[teacher]\nbeta = 1",
         "[teacher]: bert_finetune/run_glue.py has no option beta",
     ),
+    "teacher_seeds that is no yes or no": (
+        "seeds = [1, 2]",
+        "seeds = [1, 2]\nteacher_seeds = [1]",
+        "teacher_seeds: must be true or false",
+    ),
+    "teachers with seeds of their own, and one for all": (
+        "[teacher]",
+        "teacher_seeds = true\n[teacher]\nseed = 7",
+        "[teacher]: seed goes with no teacher_seeds, which gives each teacher the seed of its students",
+    ),
     "no teacher's model": (
         "model_name_or_path",
         "model_type",
@@ -461,6 +531,13 @@ def test_bad_plans(old, new, said, plan, tmp_path, exits_with_2):
     line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out")
     assert f"error: {path}: " in line and said in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_teacher_is_not_trained_anew(plan, tmp_path, exits_with_2):
+    path = plan(("seeds = [1, 2]", "seeds = [1, 2]\nteacher_seeds = true"))
+    path.write_text(re.sub("model_name_or_path = .*", 'folder = "model/{task}"', path.read_text()))
+    line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out")
+    assert line.endswith(f"{path}: teacher_seeds: goes with [teacher]'s options, to train by, and with no folder")
 
 
 def test_bad_options(plan, tmp_path, exits_with_2):
@@ -539,7 +616,8 @@ def test_every_plan_that_comes_with_the_project(path):
     plan = read_plan(path)
     runs = plan.runs(Path("out"))
     assert len({run.folder for run in runs}) == len(runs)
-    assert len(runs) == len(plan.tasks) * (1 + len(plan.sizes) * len(plan.methods) * len(plan.seeds))
+    teachers = len(plan.seeds) if plan.teacher_seeds else 1
+    assert len(runs) == len(plan.tasks) * (teachers + len(plan.sizes) * len(plan.methods) * len(plan.seeds))
     assert path.read_text().startswith("# ")
 
 
