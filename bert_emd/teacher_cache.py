@@ -12,6 +12,7 @@ import os
 import re
 import time
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -27,14 +28,26 @@ ABOUT = "about.json"
 def claim(folder: Path) -> IO:
     """Make a cache's folder, and mark it as in use until the file that is returned is closed."""
     while True:
-        with contextlib.suppress(FileNotFoundError):  # another run has removed it a moment ago
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             file = open(folder / _USED, "a")  # noqa: SIM115
-            fcntl.flock(file, fcntl.LOCK_SH)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _USED)):
-                os.utime(folder / _USED)
-                return file
-            file.close()
+        except (FileNotFoundError, FileExistsError):  # another run removes it at this moment
+            if folder.is_file():
+                raise
+            continue
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if _is_open(folder / _USED, file):
+            os.utime(folder / _USED)
+            return file
+        file.close()
+
+
+def _is_open(path: Path, file: IO) -> bool:
+    """Whether `path` is still, or again, the file that was opened."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -71,30 +84,47 @@ class Cache:
         """Remove it unless it is in use. Returns whether it is gone."""
         try:
             with self._alone():
-                for path in sorted(self.path.iterdir(), key=lambda path: path.name == _USED):
+                last = _mark(self.path)  # what is left by a removal that is cut short is still a cache
+                for path in sorted(self.path.iterdir(), key=lambda path: path == last):
                     path.unlink()
                 with contextlib.suppress(OSError):  # a run has just made the folder its own
                     self.path.rmdir()
                 return True
-        except BlockingIOError:
+        except (BlockingIOError, FileNotFoundError):  # in use, or another run has removed it
             return False
 
     @contextlib.contextmanager
-    def _alone(self):
-        with open(self.path / _USED, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _alone(self) -> Iterator[None]:
+        """Raises BlockingIOError where a run uses it, FileNotFoundError where it has just been removed."""
+        mark = _mark(self.path)
+        with open(mark, "r+") as file:
+            for patience in reversed(range(10)):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not patience:
+                        raise
+                    time.sleep(0.01)  # perhaps another run is only looking, too
+            if not _is_open(mark, file):
+                raise FileNotFoundError
             yield
+
+
+def _mark(path: Path) -> Path:
+    """What tells a cache from another folder. Those of earlier versions have a lock, but nothing that says when they
+    were used last."""
+    return path / _USED if (path / _USED).is_file() else path / "lock"
 
 
 def caches_in(folder: Path) -> list[Cache]:
     """Those right below a folder, the least recently used first; nothing else there is looked at."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        marks = [mark for mark in (path / _USED, path / "lock") if mark.is_file()]
-        if marks and re.fullmatch(r"[0-9a-f]{16}", path.name):
+        if re.fullmatch(r"[0-9a-f]{16}", path.name) and _mark(path).is_file():
             with contextlib.suppress(FileNotFoundError):  # being removed
                 size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
-                found.append(Cache(path, size, marks[0].stat().st_mtime))
+                found.append(Cache(path, size, _mark(path).stat().st_mtime))
     return sorted(found, key=lambda cache: cache.last_used)
 
 
@@ -135,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     caches = caches_in(options.folder)
     for cache in caches:
         print(f"{cache}{' (in use)' if cache.in_use() else ''}")
-    print(f"{len(caches)} caches, {sum(cache.size for cache in caches) / 1e9:.2f} GB")
+    print(f"{len(caches)} cache{'s' * (len(caches) != 1)}, {sum(cache.size for cache in caches) / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":
