@@ -617,18 +617,18 @@ def test_output_folder_that_holds_a_run(script, world, exits_with_2):
 @pytest.mark.training
 @pytest.mark.parametrize("script", BOTH.split())
 def test_damaged_checkpoints(script, world, exits_with_2):
-    """A checkpoint that counts as complete, and is not whole."""
+    """A checkpoint that was completed, and is not whole any more."""
     main = SCRIPTS[script][0]
     main(command(script, world, "--max_steps 1 --save_steps 1"))
     checkpoint = world / "out" / "checkpoint-1"
-    words = command(script, world, "--max_steps 2 --save_steps 1 --resume_from_checkpoint")
+    words = command(script, world, "--max_steps 2 --save_steps 1 --resume_from_checkpoint {w}/out/checkpoint-1")
     names = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
     for name in [*names, *(["distillation.safetensors", "flows.npz"] if script == "distil" else [])]:
         whole = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(whole[: len(whole) // 2])
         before = snapshot(checkpoint)
         line = exits_with_2(main, *words)
-        assert f"error: {checkpoint}" in line and "cannot be loaded: " in line, name
+        assert f"error: --resume_from_checkpoint {checkpoint}: its {name} is damaged" in line
         assert snapshot(checkpoint) == before
         (checkpoint / name).write_bytes(whole)
     main(words)
@@ -656,7 +656,9 @@ FULL_DISKS = {
     "a checkpoint's optimizer": FullDisk(
         "distil", "transformers.Trainer._save_optimizer_and_scheduler", "{w}/out/checkpoint-1", 20_000
     ),
-    "a checkpoint's flows": FullDisk("distil", "bert_emd.history.LayerHistory.save", "{w}/out/checkpoint-1/flows.npz"),
+    "a checkpoint's flows": FullDisk(
+        "distil", "bert_emd.history.LayerHistory.save", "{w}/out/.saving-checkpoint-1/checkpoint-1/flows.npz"
+    ),
     "a checkpoint's state": FullDisk(
         "distil", "transformers.trainer_callback.TrainerState.save_to_json", "{w}/out/checkpoint-1"
     ),
@@ -673,9 +675,9 @@ FULL_DISKS = {
     ),
     "the results": FullDisk("distil", "bert_finetune.finishing.write_eval_results", "{w}/out/eval_results.json"),
     "the layer weights": FullDisk("distil", "bert_emd.history.LayerHistory.write_weights", "{w}/out/layer_weights.csv"),
-    "a picture": FullDisk("distil", "bert_emd.trainer.draw_flow", "{w}/out/flow.png"),
+    "a picture": FullDisk("distil", "bert_emd.pictures.save_picture", "{w}/out/flow.png"),
     "the predictions": FullDisk(
-        "finetune", "bert_finetune.predictions.write_atomically", "{w}/out/RTE.tsv", options="--do_predict"
+        "finetune", "bert_finetune.finishing.write_atomically", "{w}/out/RTE.tsv", options="--do_predict"
     ),
     "the converted weights": FullDisk("convert", "transformers.PreTrainedModel.save_pretrained", "{w}/dump", 2_000),
     "the converted tokenizer": FullDisk("convert", "transformers.BertTokenizer.save_pretrained", "{w}/dump", 500),
@@ -685,6 +687,7 @@ FULL_DISKS = {
 
 
 @pytest.mark.training
+@pytest.mark.draws
 @pytest.mark.parametrize("name", FULL_DISKS)
 def test_full_disk(name, world, exits_with_2, monkeypatch):
     case = FULL_DISKS[name]
