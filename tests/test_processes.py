@@ -1,19 +1,20 @@
 """Two processes on half the batch each have the costs, flows and layer weights of one process on all of it."""
 
 import json
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+import warm
 from conftest import ROOT
 
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerCosts, Objective
 from bert_finetune.task_kinds import Classification
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm")]
 
 M, N, BATCH, HEADS, LENGTH, WIDTH = 2, 3, 4, 2, 5, 6
 
@@ -48,18 +49,17 @@ def steps(rows: slice) -> tuple[list[float], list, dict]:
     return losses, flows, mapping.state_dict()
 
 
-def worker(rank: int, address: str, results) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    results[rank] = steps(slice(2 * rank, 2 * rank + 2))
+def one_of_two(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(steps(slice(2 * rank, 2 * rank + 2)), folder / f"of-rank-{rank}")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
-    with multiprocessing.Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(worker, (f"file://{tmp_path}/store", results), nprocs=2)
-        halves = [results[0], results[1]]
+    processes = [warm.start(__file__, rank, tmp_path) for rank in (0, 1)]
+    for process in processes:
+        assert process.wait(120) == 0, process.communicate()[1]
+    halves = [torch.load(tmp_path / f"of-rank-{rank}", weights_only=False) for rank in (0, 1)]
     losses, flows, state = steps(slice(None))
     for step in range(3):
         # Gradients are averaged over processes, so the mean of their losses must be the whole batch's loss.
@@ -75,15 +75,20 @@ def test_two_processes_equal_one(tmp_path):
 @pytest.mark.parametrize("options", [[], ["--use_rep", "False"], ["--one_step", "False"]], ids=" ".join)
 def test_the_script_in_two_processes(options, teacher, small_student, glue_dir, tmp_path):
     out = tmp_path / "out"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    pair = warm.start_pair(
         *(ROOT / "bert_emd/emd_task_distill.py", "--teacher_model", teacher, "--student_model", small_student),
         *("--task_name", "RTE", "--data_dir", glue_dir, "--output_dir", out, "--max_seq_length", "32"),
         *("--num_train_epochs", "2", "--train_batch_size", "4", "--no_cuda", "--overwrite_output_dir", *options),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    )
+    printed = ""
+    for process in pair:
+        said, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-3000:]
+        printed += said
     history = json.loads((out / "eval_results.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [3, 6]  # 24 rows, 2 x 4 a step
-    assert sum(line.startswith("step ") for line in done.stdout.splitlines()) == 2  # one process prints
+    assert sum(line.startswith("step ") for line in printed.splitlines()) == 2  # one process prints
+
+
+if __name__ == "__main__":
+    one_of_two(int(sys.argv[1]), Path(sys.argv[2]))

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from bert_finetune.outputs import last_checkpoint
 
-pytestmark = [pytest.mark.training, pytest.mark.xdist_group("test_resume")]
+pytestmark = [pytest.mark.training, pytest.mark.xdist_group("warm")]
 
 
 def command(teacher, glue_dir, out, *more):

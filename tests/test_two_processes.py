@@ -2,12 +2,12 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import warm
 from conftest import ROOT, save_bert
 from glue_files import write_task
 from safetensors.numpy import load_file
@@ -33,15 +33,15 @@ def student(tmp_path_factory):
 
 
 def launch(processes, launcher, script, *options):
-    by = ["-m", *LAUNCHERS[launcher], processes] if processes > 1 else []
-    options = [*options, "--ddp_backend", "gloo"] if processes > 1 else options
     command = [
-        *(sys.executable, *by, ROOT / script, "--train_batch_size", STEP // processes, "--bf16", False),
-        *("--max_seq_length", 32, "--num_train_epochs", EPOCHS, "--eval_step", 2, "--no_cuda", *options),
+        *(ROOT / script, "--train_batch_size", STEP // processes, "--bf16", False, "--max_seq_length", 32),
+        *("--num_train_epochs", EPOCHS, "--eval_step", 2, "--no_cuda", *options),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if processes == 1:
+        return warm.start(*command)
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], processes, *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(list(map(str, command)), text=True, env=environment, **pipes)
+    return subprocess.Popen(list(map(str, command)), text=True, **pipes)
 
 
 def run_both(folder, launcher, *arguments):
@@ -80,6 +80,7 @@ def assert_equal_runs(outs, start):
 
 
 @pytest.mark.training
+@pytest.mark.xdist_group("warm")
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
@@ -105,6 +106,7 @@ def test_two_processes_equal_one(rows, options, teacher, student, tmp_path):
 
 
 @pytest.mark.training
+@pytest.mark.xdist_group("warm")
 def test_fine_tuning(student, tmp_path):
     data = write_task(tmp_path / "STS-B", "STS-B", train=ROWS, dev=13)
     options = ["--model_name_or_path", student, "--task_name", "STS-B", "--data_dir", data, "--do_train"]

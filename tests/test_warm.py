@@ -9,6 +9,8 @@ import time
 import pytest
 import warm
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm")]
+
 SCRIPT = """
 import json, os, sys, threading
 

@@ -91,14 +91,16 @@ class Server:
                 stdout=subprocess.DEVNULL,
             )
 
-    def start(self, script: str | Path, *options, answers: str = "", pictures: bool = False, **environment) -> Process:
-        """Run a script in the present folder.
+    def start(
+        self, script: str | Path, *options, folder: Path | None = None, answers: str = "", draws=False, **environment
+    ) -> Process:
+        """Run a script in a folder (None: the present one).
 
-        answers: what it reads from stdin. pictures: whether it draws; else it leaves blank ones. environment: changes
-        to the server's, for what is read there while the script runs.
+        answers: what it reads from stdin. draws: whether its pictures show anything. environment: changes to the
+        server's, for what is read there while the script runs.
         """
-        call = {"command": [str(part) for part in (script, *options)], "folder": os.getcwd(), "pictures": pictures}
-        call["environment"] = (self._environment or dict(os.environ)) | environment
+        call = {"command": [str(part) for part in (script, *options)], "folder": str(folder or Path.cwd())}
+        call |= {"draws": draws, "environment": (self._environment or dict(os.environ)) | environment}
         outputs = [tempfile.TemporaryFile("w+") for _ in ("stdout", "stderr")]  # noqa: SIM115
         reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, tempfile.TemporaryFile("w+") as stdin:
@@ -118,6 +120,14 @@ def _server() -> Server:
 def start(script: str | Path, *options, **more) -> Process:
     """`Server.start`, of a server in this process's environment."""
     return _server().start(script, *options, **more)
+
+
+def start_pair(script: str | Path, *options) -> list[Process]:
+    """Two processes of a script that work together, as torchrun starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [start(script, *options, RANK=rank, LOCAL_RANK=rank, **both) for rank in "01"]
 
 
 def serve(calls: socket.socket) -> dict:
@@ -160,7 +170,7 @@ def carry_out(call: dict) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     sys.argv = call["command"]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    if not call["pictures"]:
+    if not call["draws"]:
         import bert_emd.pictures
 
         bert_emd.pictures.save_picture = save_blank
