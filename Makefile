@@ -16,8 +16,9 @@ test: .venv/dev  ## the test suite; make test ARGS="-k resume" for a part
 check: lint  ## in a minute: the linter, and the tests that need no training
 	$(PYTEST) -m "not training and not slow" $(ARGS)
 
-fuzz: .venv/dev  ## damaged files for the readers, 100,000 each; make fuzz INPUTS=1000 for less
+fuzz: .venv/dev  ## damaged files for the readers, 100,000 each, and 200 kills of a run; make fuzz INPUTS=1000 for less
 	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest -s tests/test_fuzz.py $(ARGS)
+	FUZZ_KILLS=200 $(BIN)/python -m pytest tests/test_run_checkpoints.py -k random_instants
 
 bench: .venv/run  ## what a step costs against the looped way, into benchmarks/; ARGS="--device cuda --output_dir DIR"
 	$(BIN)/python benchmarks/bench.py $(ARGS)

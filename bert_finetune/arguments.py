@@ -14,6 +14,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+# Options that may differ when a run goes on: they decide where things lie, what is said, sent, measured beside, and on
+# what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
+MAY_CHANGE = """
+    output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file
+    model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir teacher_cache_limit
+    do_train do_eval do_predict
+    per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit
+    logging_dir logging_first_step logging_steps logging_strategy log_level log_level_replica log_on_each_node
+    disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+    skip_memory_metrics include_num_input_tokens_seen use_cpu local_rank ddp_backend ddp_timeout
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph dataloader_num_workers
+    dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context torch_empty_cache_steps push_to_hub hub_model_id hub_revision
+    hub_private_repo hub_always_push hub_strategy hub_token evaluate_during_training
+""".split()
+
+
 @dataclass
 class ModelArguments:
     """Which model to fine-tune, or to look at."""
@@ -223,7 +240,8 @@ class RunOptions:
         default=None,
         metadata={"nargs": "?", "const": "last"},
         help="Go on from this checkpoint folder; without a value, from the last complete one in --output_dir (from "
-        "the start where there is none).",
+        "the start where there is none). The run must be the same; --num_train_epochs and --max_steps may be larger, "
+        f"and these may differ: {', '.join(MAY_CHANGE)}.",
     )
     overwrite_output_dir: bool = HfArg(default=False, help="Replace the run that --output_dir already holds.")
     report_to: str | None = HfArg(default="tensorboard", help="Where to log: tensorboard, wandb, ..., or none.")

@@ -2,10 +2,16 @@
 nothing is lost by a kill or a power cut, or by a run that is replaced."""
 
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import save_bert
 from glue_files import write_task
 from mishaps import snapshot
@@ -19,6 +25,7 @@ from bert_finetune.run_glue import main as fine_tune
 
 pytestmark = pytest.mark.training
 
+KILLS = int(os.environ.get("FUZZ_KILLS", 3))
 EPOCHS, EVERY = 2, 2  # 24 rows of 8: 6 steps, checkpoints 2, 4, 6
 
 
@@ -349,6 +356,32 @@ def test_a_power_cut_at_any_instant_loses_no_checkpoint(world, tmp_path, monkeyp
             resumed[state] = weights(left)
     assert done == 6 and len(resumed) >= 4
     assert all(found == reference for found in resumed.values())
+
+
+def test_killed_at_random_instants(world, tmp_path):
+    """A run is started until it is through, each time killed at some instant; `make fuzz` kills 200 times."""
+
+    def start(out, *more):
+        return warm.start("bert_emd/emd_task_distill.py", *distillation(world, out, "--save_total_limit", 1, *more))
+
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
+    reference = weights(tmp_path / "whole")
+    while kills < KILLS:
+        out = tmp_path / f"after {kills} kills"
+        while True:
+            process = start(out, "--resume_from_checkpoint")
+            try:
+                code = process.wait(timeout=draw.uniform(0, 1.2 * seconds) if kills < KILLS else 300)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                continue
+            assert code == 0, process.communicate()[1][-3000:]
+            break
+        assert weights(out) == reference, out
 
 
 def test_keep(tmp_path):
