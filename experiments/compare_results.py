@@ -15,6 +15,8 @@ from bert_finetune.errors import ArgumentParser, InputError, reports_input_error
 from bert_finetune.files import read_toml, write_atomically
 from experiments.significance import MARGIN, RESAMPLES
 
+TITLE = "Results on the dev set"
+
 
 @reports_input_errors
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from experiments.published import published_tables
     from experiments.report import Picture, report_page
     from experiments.report_pictures import draw_pictures, run_pictures
-    from experiments.tables_out import latex, markdown, markdown_text
+    from experiments.tables_out import latex_page, markdown_page
 
     plan_files = {root: root / "plan.toml" for root in options.folders if (root / "plan.toml").is_file()}
     runs, unfinished = find_runs(options.folders)
@@ -39,19 +41,17 @@ def main(argv: list[str] | None = None) -> None:
     measured = [overview(comparison, footprints, conditions), *differences(comparison)]
     published = published_tables()
     notes += comparison.notes
-    title = "Results on the dev set"
 
-    listed = [f"- {markdown_text(note)}" for note in notes]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     pictures = [*draw_pictures(runs, comparison, footprints, options.output_dir), *run_pictures(runs)]
-    text = "\n".join([f"# {title}", "", *listed, "", *map(markdown, [*measured, *published])])
+    text = markdown_page(TITLE, notes, [*measured, *published])
     files = {
         "results.md": text,
-        "results.tex": "\n".join(["% needs booktabs and graphicx", *map(latex, [*measured, *published])]),
+        "results.tex": latex_page([*measured, *published]),
         "results.csv": as_csv(run_rows(runs, unfinished)),
         "summary.csv": as_csv(summary_rows(comparison, footprints)),
         "report.html": report_page(
-            title,
+            TITLE,
             notes,
             measured,
             published,

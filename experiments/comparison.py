@@ -223,7 +223,7 @@ def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[Finish
         summaries.append(Summary(figure, size, method, values, tuple(common), margin=comparison.margin, **told))
     comparison.summaries += corrected(summaries)
     if any(summary.p is not None for summary in summaries):
-        comparison.teachers[figure] = _teachers(runs)
+        comparison.teachers[figure] = teachers_of(runs)
     if not any(run.method == TEACHER for run in runs):
         comparison.summaries += _teacher_of(figure, runs)
 
@@ -237,7 +237,8 @@ def corrected(summaries: list[Summary]) -> list[Summary]:
     ]
 
 
-def _teachers(runs: list[FinishedRun]) -> Teachers:
+def teachers_of(runs: list[FinishedRun]) -> Teachers:
+    """What one figure's runs, teachers' own aside, say of their teachers."""
     pairs = {(run.seed, run.teacher) for run in runs if run.method != TEACHER}
     seeds, teachers = ({pair[k] for pair in pairs} for k in (0, 1))
     if None not in teachers and len(teachers) == 1:

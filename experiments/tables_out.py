@@ -46,6 +46,10 @@ def markdown(table: ResultTable) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_page(title: str, notes: list[str], tables: list[ResultTable]) -> str:
+    return "\n".join([f"# {title}", "", *(f"- {markdown_text(note)}" for note in notes), "", *map(markdown, tables)])
+
+
 def latex(table: ResultTable) -> str:
     """A `table` environment with booktabs' rules, shrunk to the line where it is wider (graphicx), its notes in small
     print under it."""
@@ -62,6 +66,10 @@ def latex(table: ResultTable) -> str:
     if table.notes:
         lines += ["", rf"\smallskip{{\footnotesize {latex_text(' '.join(table.notes))}}}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def latex_page(tables: list[ResultTable]) -> str:
+    return "\n".join(["% needs booktabs and graphicx", *map(latex, tables)])
 
 
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
