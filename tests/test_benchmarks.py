@@ -1,5 +1,6 @@
 """The looped way computes what the authors' code computes, and what ours does; the benchmark runs."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from bert_emd import layer_distance
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import PARTS, LayerCosts, Objective
@@ -71,11 +73,17 @@ def small(monkeypatch):
         "READ": 1000,
         "PRODUCT": 32,
     }
-    models = {"TEACHER": bench.TEACHER | shape, "STUDENTS": {n: bench.STUDENTS[n] | shape for n in bench.STUDENTS}}
+    models = {"TEACHER": bench.TEACHER | shape | {"num_hidden_layers": 2}, "STUDENTS": {4: bench.STUDENTS[4] | shape}}
     for name, value in (sizes | models).items():
         monkeypatch.setattr(bench, name, value)
+    measure = bench.Machine.seconds
+    monkeypatch.setattr(bench.Machine, "seconds", lambda self, works, repeats=1: measure(self, works, 1))
+    # Kernels are traced, and not compiled: that takes minutes, and tests of their own.
+    monkeypatch.setattr(layer_distance, "_kernel", functools.cache(layer_distance._kernel.__wrapped__))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(small, tmp_path, glue_dir, pretrained, capsys):
     bench.main(["--output_dir", str(tmp_path), "--glue_dir", str(glue_dir), "--tokenizer", str(pretrained)])
     text = (tmp_path / "RESULTS.md").read_text()
