@@ -8,12 +8,13 @@ each time it is started: its process, and whether there was a checkpoint to resu
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import warm
 
 from experiments import plan, run_suite
 
@@ -100,12 +101,7 @@ def wait_until(fits: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def heed_ctrl_c() -> None:
-    """For a new process: Ctrl-C counts there also where the tests themselves run in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_for(fits: Callable[[], bool], suite: subprocess.Popen) -> None:
+def wait_for(fits: Callable[[], bool], suite: warm.Process | subprocess.Popen) -> None:
     """Wait for something that a suite does on its way."""
     wait_until(lambda: fits() or suite.poll() is not None, seconds=180)
     assert fits(), suite.communicate()

@@ -19,8 +19,9 @@ from types import SimpleNamespace
 
 import pytest
 import suite_scripts
+import warm
 from conftest import ROOT
-from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
+from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
 
 import experiments.engines
 import experiments.estimate
@@ -51,10 +52,10 @@ def suite(plan, out, *more) -> None:
     run_suite.main([str(plan), "--output_dir", str(out), *map(str, more)])
 
 
-def start(plan, out, tmp_path, **options) -> subprocess.Popen:
+def start(plan, out, tmp_path, **options) -> warm.Process:
     """The suite in a process of its own, with the stand-ins."""
-    command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--jobs", "2"]
-    return subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **options)
+    script = ROOT / "tests/suite_scripts.py"
+    return warm.start(script, tmp_path, plan, "--output_dir", out, "--jobs", "2", **options)
 
 
 def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch):
@@ -120,6 +121,8 @@ def test_students_of_a_failed_teacher_are_skipped(plan, stand_ins, tmp_path, cap
     assert set(states(out).values()) == {"done"} and starts(out / "MRPC/teacher") == ["new"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("warm")
 def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
     more = "student_layers = 2\nlogging_steps = 300"
     path, out = plan(("student_layers = 2", more), ("[1, 2]", "[1]"), ("[methods.emd]", "")), tmp_path / "out"
@@ -127,7 +130,7 @@ def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
     running = [out / task / "none/seed-1" for task in ("RTE", "MRPC")]
     wait_for(lambda: all((folder / "starts").exists() for folder in running), killed)
     # A second suite in the same folder is refused.
-    second = start(path, out, tmp_path, stderr=subprocess.PIPE)
+    second = start(path, out, tmp_path)
     assert (
         second.communicate(timeout=120)[1]
         == f"suite_scripts.py: error: --output_dir {out}: another suite is running there\n"
@@ -144,10 +147,12 @@ def test_killed_with_the_suite_and_started_again(plan, stand_ins, tmp_path):
     assert starts(out / "RTE/teacher") == ["new"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("warm")
 def test_interrupted(plan, tmp_path):
     more = "student_layers = 2\nlogging_steps = 300"
     path, out = plan(("student_layers = 2", more), ("[1, 2]", "[1]"), ("[methods.emd]", "")), tmp_path / "out"
-    process = start(path, out, tmp_path, stderr=subprocess.PIPE)
+    process = start(path, out, tmp_path)
     running = out / "RTE/none/seed-1"
     wait_for((running / "starts").exists, process)
     process.send_signal(signal.SIGINT)
@@ -330,13 +335,15 @@ def test_dry_run_says_what_fails(plan, stand_ins, tmp_path, exits_with_2):
     assert "RTE/none/seed-1: script.py: error: an unlucky number; tried with python" in line
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("warm")
 def test_on_a_terminal(plan, stand_ins, tmp_path):
     path, out = (
         plan(('layer_mapping = "none"', "weight_decay = 13"), ("[methods.emd]", "[methods.emd]\nlogging_steps=1")),
         tmp_path / "out",
     )
     controller, terminal = pty.openpty()
-    process = start(path, out, tmp_path, stdout=terminal, stderr=subprocess.DEVNULL)
+    process = start(path, out, tmp_path, terminal=terminal)
     os.close(terminal)
     shown = b""
     while True:

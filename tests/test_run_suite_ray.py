@@ -1,17 +1,18 @@
 """A suite on a cluster of two machines, one of which is lost in the middle: all runs end, none ends twice; Ctrl-C."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
+import warm
 from conftest import ROOT
-from suite_scripts import heed_ctrl_c, is_alive, record, starts, states, wait_for, wait_until, write_plan
+from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
 
 from experiments import run_suite
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm")]
 
 SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 
@@ -26,12 +27,10 @@ def cluster():
     started.shutdown()
 
 
-def start(cluster, plan, out, tmp_path) -> subprocess.Popen:
+def start(cluster, plan, out, tmp_path) -> warm.Process:
     """A suite on the cluster, as soon as both machines are at work on a student."""
-    command = [sys.executable, ROOT / "tests/suite_scripts.py", tmp_path, plan, "--output_dir", out, "--engine", "ray"]
-    command += ["--ray_address", cluster.address, "--cpus_per_run", "1"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    suite = subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
+    options = ["--output_dir", out, "--engine", "ray", "--ray_address", cluster.address, "--cpus_per_run", 1]
+    suite = warm.start(ROOT / "tests/suite_scripts.py", tmp_path, plan, *options)
     wait_for(lambda: len(list(out.glob("*/*/*/starts"))) == 2, suite)
     return suite
 

@@ -92,12 +92,19 @@ class Server:
             )
 
     def start(
-        self, script: str | Path, *options, folder: Path | None = None, answers: str = "", draws=False, **environment
+        self,
+        script: str | Path,
+        *options,
+        folder: Path | None = None,
+        answers: str = "",
+        terminal: int | None = None,
+        draws: bool = False,
+        **environment: str,
     ) -> Process:
         """Run a script in a folder (None: the present one).
 
-        answers: what it reads from stdin. draws: whether its pictures show anything. environment: changes to the
-        server's, for what is read there while the script runs.
+        answers: what it reads from stdin. terminal: the descriptor of one, which then is its stdout. draws: whether its
+        pictures show anything. environment: changes to the server's, for what is read there while the script runs.
         """
         call = {"command": [str(part) for part in (script, *options)], "folder": str(folder or Path.cwd())}
         call |= {"draws": draws, "environment": (self._environment or dict(os.environ)) | environment}
@@ -106,9 +113,10 @@ class Server:
         with theirs, tempfile.TemporaryFile("w+") as stdin:
             stdin.write(answers)
             stdin.seek(0)
-            socket.send_fds(
-                self._calls, [json.dumps(call).encode()], [file.fileno() for file in (theirs, stdin, *outputs)]
-            )
+            files = [file.fileno() for file in (theirs, stdin, *outputs)]
+            if terminal is not None:
+                files[2] = terminal
+            socket.send_fds(self._calls, [json.dumps(call).encode()], files)
         return Process(call["command"], reports, outputs)
 
 
@@ -167,6 +175,8 @@ def carry_out(call: dict) -> None:
     os.environ.clear()
     os.environ.update(call["environment"])
     os.chdir(call["folder"])
+    # No longer /dev/null, but a file or a terminal.
+    sys.stdout = open(1, "w", 1 if os.environ.get("PYTHONUNBUFFERED") else -1, closefd=False)  # noqa: SIM115
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     sys.argv = call["command"]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
