@@ -159,8 +159,12 @@ PUSH_REFUSED = (
     (("--hub_model_id", "org/teacher"), "hf_reader", NO_WRITING % 403),  # which is there, and may be read
     (("--hub_model_id", "no such name"), TOKEN, "--push_to_hub: not a name that the hub takes; give another as"),
     ((), TOKEN, "--push_to_hub: under which name? Give --hub_model_id"),
-    (("--hub_token", TOKEN), TOKEN, "--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN"),
-    (("--hub_strategy", "every_save"), TOKEN, "--hub_strategy every_save: only the finished folder is sent"),
+    (
+        ("--hub_model_id", "x", "--hub_token", TOKEN),
+        TOKEN,
+        "--hub_token: the command is kept beside the model, for all to read; set HF_TOKEN",
+    ),
+    (("--hub_model_id", "x", "--hub_strategy", "every_save"), TOKEN, "--hub_strategy every_save: only the finished"),
 )
 
 

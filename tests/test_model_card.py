@@ -77,10 +77,13 @@ def test_students_without_layer_losses_have_no_picture(tmp_path, glue_dir):
     teacher = save_bert(tmp_path / "teacher", TASKS["RTE"].kind.output_names)
     task = ["--task_name", "RTE", "--data_dir", glue_dir]
     for more, said in (
-        (["--layer_mapping", "none", "--alpha", 0], f"Fine-tuned from `{teacher}`. `{teacher}` took no part"),
-        (["--layer_mapping", "none"], f"Distilled from the predictions of `{teacher}`."),
-        (["--use_att", False, "--use_rep", False], f"Distilled from the embeddings and predictions of `{teacher}`."),
-        (["--num_train_epochs", 0], f"Distilled with BERT-EMD from `{teacher}`."),
+        (["--layer_mapping", "none", "--alpha", 0], f"Fine-tuned from `{teacher.name}`. `{teacher.name}` took no part"),
+        (["--layer_mapping", "none"], f"Distilled from the predictions of `{teacher.name}`."),
+        (
+            ["--use_att", False, "--use_rep", False],
+            f"Distilled from the embeddings and predictions of `{teacher.name}`.",
+        ),
+        (["--num_train_epochs", 0], f"Distilled with BERT-EMD from `{teacher.name}`."),
     ):
         out = tmp_path / "-".join(map(str, more))
         run(distil, "--teacher_model", teacher, "--student_layers", 2, *task, *quick(out), *more)

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bert_emd.emd_task_distill import main as distil
 from bert_finetune.glue import TASKS
 from bert_finetune.run_glue import main as finetune
+from bert_finetune.task_kinds import Regression
 
 pytestmark = pytest.mark.training
 
@@ -105,11 +106,11 @@ def test_one_row_for_each_input_row_in_order(script, name, classifier, tmp_path,
     predict(script, classifier(task), data, tmp_path / "out", name)
     for file, logits in expected.items():
         given = read(tmp_path / "out" / file)
-        if task.is_regression:
+        if isinstance(task.kind, Regression):
             assert list(map(float, given)) == pytest.approx([value.clip(0, 5).item() for value in logits], abs=1e-3)
         else:
-            assert given == [list(task.labels)[values.argmax()] for values in logits]
-            assert set(given) == set(task.labels)
+            assert given == [list(task.kind.labels)[values.argmax()] for values in logits]
+            assert set(given) == set(task.kind.labels)
     printed = capsys.readouterr().out
     assert printed.count("rows with too few fields kept with empty text") == len(task.test)
 

@@ -84,15 +84,17 @@ def test_killed_in_mid_training(options, uninterrupted, teacher, glue_dir, tmp_p
 @pytest.mark.parametrize("step", [4, 20])  # in mid-epoch, and near an epoch's end
 def test_resume_from_a_named_checkpoint(step, uninterrupted, teacher, glue_dir, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(uninterrupted / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    for earlier in range(4, step + 1, 4):  # the best one is among them
+        shutil.copytree(uninterrupted / f"checkpoint-{earlier}", out / f"checkpoint-{earlier}")
     distil(teacher, glue_dir, out, "--resume_from_checkpoint", out / f"checkpoint-{step}")
     assert kept(out) == kept(uninterrupted)
 
 
 def test_resume_where_nothing_was_saved_yet_starts_over(uninterrupted, teacher, glue_dir, tmp_path):
     out = tmp_path / "out"
-    (out / "checkpoint-4").mkdir(parents=True)  # killed while the first one was being written
-    (out / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    half = out / ".saving-checkpoint-4" / "checkpoint-4"  # killed while the first one was being written
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half")
     distil(teacher, glue_dir, out, "--resume_from_checkpoint")
     assert kept(out) == kept(uninterrupted)
 

@@ -369,7 +369,7 @@ def test_killed_at_random_instants(world, tmp_path):
     seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
     reference = weights(tmp_path / "whole")
     while kills < KILLS:
-        out = tmp_path / f"after {kills} kills"
+        out = tmp_path / f"after-{kills}"
         while True:
             process = start(out, "--resume_from_checkpoint")
             try:
