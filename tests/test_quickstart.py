@@ -1,7 +1,10 @@
 import hashlib
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
+import warm
 from glue_files import sentence
 
 import quickstart
@@ -20,9 +23,20 @@ def rated_sentences(count):
     return "\n".join([*lines, f"{count}\t0.2\tneither here nor there"])
 
 
+def run_warm(command, cwd):
+    """For subprocess.run."""
+    process = warm.start(*command[1:], folder=cwd)
+    out, err = process.communicate(timeout=300)
+    print(out, end="", flush=True)
+    print(err, end="", file=sys.stderr, flush=True)
+    return process
+
+
 @pytest.mark.training
+@pytest.mark.xdist_group("warm")
 def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
     """The three runs, the table and the picture, on a tiny model and made-up sentences."""
+    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=run_warm))
     monkeypatch.setattr(quickstart, "MODEL", pretrained)
     monkeypatch.setattr(quickstart, "fetch_model", lambda: None)
     monkeypatch.setattr(quickstart, "fetch_text", lambda: None)

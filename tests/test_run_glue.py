@@ -8,8 +8,9 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from bert_finetune.data import load_split
 from bert_finetune.glue import TASKS
-from bert_finetune.metrics import compute_metrics
 from bert_finetune.run_glue import main
+
+pytestmark = pytest.mark.training
 
 
 def command(pretrained, glue_dir, task, out, *more):
