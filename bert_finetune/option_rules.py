@@ -103,7 +103,7 @@ _SAME_FIGURES = "the figures of a task need the answers for all rows of a dev se
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "per_device_train_batch_size": (_FROM_1,),
-    "num_train_epochs": (_ABOVE_0,),
+    "num_train_epochs": (_FROM_0,),
     "max_steps": (Rule("must be at least 1, or -1 for what --num_train_epochs gives", lambda v, args: v >= 1),),
     "learning_rate": (_FROM_0,),
     "lr_scheduler_type": (

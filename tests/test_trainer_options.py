@@ -77,8 +77,8 @@ REFUSED = {
     # Values.
     "--train_batch_size 0": "...: must be at least 1",
     "--eval_batch_size 0": "...: must be at least 1",
-    "--num_train_epochs 0": "--num_train_epochs 0.0: must be above 0",
-    "--num_train_epochs inf": "...: must be above 0",
+    "--num_train_epochs -1": "--num_train_epochs -1.0: must be 0 or more",
+    "--num_train_epochs inf": "...: must be 0 or more",
     "--max_steps 0": "...: must be at least 1, or -1",
     "--max_steps -2": "...: must be at least 1, or -1",
     "--learning_rate -1": "--learning_rate -1.0: must be 0 or more",
