@@ -39,7 +39,7 @@ def launch(processes, launcher, script, *options):
     ]
     if processes == 1:
         return warm.start(*command)
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], processes, *command]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], processes, *command, "--ddp_backend", "gloo"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(list(map(str, command)), text=True, **pipes)
 
