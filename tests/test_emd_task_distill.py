@@ -274,6 +274,7 @@ def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
 
     data = official_head(task, tmp_path / "data")
     shared = ["--task_name", task, "--data_dir", str(data), "--max_seq_length", "48", "--max_steps", "4"]
+    shared += ["--train_batch_size", "8"]
     teacher = tmp_path / "teacher"
     finetune(["--model_name_or_path", str(packaged_model), "--do_train", *shared, "--output_dir", str(teacher)])
     run("--teacher_model", teacher, "--student_layers", 3, *shared, "--output_dir", tmp_path / "out")
@@ -288,16 +289,24 @@ def assert_same_history(ours, theirs, **tolerance):
         assert entry == pytest.approx(expected, **tolerance)
 
 
+@pytest.fixture
+def shallow_teacher(tmp_path):
+    """Compiling takes as long as there are layers, and pairs of them."""
+    return save_bert(tmp_path / "teacher", TASKS["RTE"].kind.output_names, num_hidden_layers=2)
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_comparison_of_layers(teacher, glue_dir, tmp_path):
-    run(*command(teacher, glue_dir, tmp_path / "eager", "--beta", 1))
-    run(*command(teacher, glue_dir, tmp_path / "compiled", "--beta", 1, "--torch_compile"))
+def test_compiled_comparison_of_layers(shallow_teacher, glue_dir, tmp_path):
+    options, student = ["--beta", 1], ["--student_layers", 1]
+    run(*command(shallow_teacher, glue_dir, tmp_path / "eager", *options, student=student))
+    run(*command(shallow_teacher, glue_dir, tmp_path / "compiled", *options, "--torch_compile", student=student))
     assert_same_history(results(tmp_path / "compiled"), results(tmp_path / "eager"), rel=1e-3)
 
 
-def test_compiled_models(teacher, glue_dir, tmp_path, monkeypatch):
+def test_compiled_models(shallow_teacher, glue_dir, tmp_path, monkeypatch):
     """As on a GPU, but with a compiler backend that needs none and only traces."""
-    run(*command(teacher, glue_dir, tmp_path / "eager", "--beta", 1))
+    options, student = ["--beta", 1], ["--student_layers", 1]
+    run(*command(shallow_teacher, glue_dir, tmp_path / "eager", *options, student=student))
     compiled = []
     monkeypatch.setattr("bert_finetune.training._NOT_COMPILED", ())
     monkeypatch.setattr("bert_emd.task_distillation.LayerCosts", lambda *args: LayerCosts(*args[:2]))
@@ -306,11 +315,8 @@ def test_compiled_models(teacher, glue_dir, tmp_path, monkeypatch):
         "compile",
         lambda self, **options: compiled.append(options) or torch.nn.Module.compile(self, **options),
     )
-    run(
-        *command(
-            teacher, glue_dir, tmp_path / "out", "--beta", 1, "--torch_compile", "--torch_compile_backend", "eager"
-        )
-    )
+    options += ["--torch_compile", "--torch_compile_backend", "eager"]
+    run(*command(shallow_teacher, glue_dir, tmp_path / "out", *options, student=student))
     assert compiled == [{"dynamic": True, "backend": "eager", "mode": None}] * 3  # the teacher is measured first
     assert_same_history(results(tmp_path / "out"), results(tmp_path / "eager"), rel=1e-3)
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
