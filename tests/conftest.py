@@ -1,5 +1,6 @@
 """Tiny models and made-up GLUE files in the official format, shared by all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,12 +11,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from blank_pictures import save_blank
+from blank_pictures import draw_blank, draw_blank_weights, save_blank
 from glue_files import WORDS, write_task
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+from bert_emd import pictures
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
+from experiments import score_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -64,6 +67,15 @@ def pretrained(tmp_path_factory) -> Path:
     return save_bert(tmp_path_factory.mktemp("models") / "pretrained", None)
 
 
+def pytest_collection_finish():
+    # Libraries stay. Runs collect garbage as they end, and would look at each of the libraries' objects every time.
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "pictures" in item.path.stem:
@@ -74,8 +86,11 @@ def pytest_collection_modifyitems(items):
 def no_drawing(request, monkeypatch):
     """Pictures are drawn where a test is about them (mark `draws`), and blank elsewhere."""
     if not request.node.get_closest_marker("draws"):
-        for module in ("bert_emd.pictures", "experiments.score_pictures"):
-            monkeypatch.setattr(f"{module}.save_picture", save_blank)
+        for module in (pictures, score_pictures):
+            monkeypatch.setattr(module, "save_picture", save_blank)
+        for name in pictures.PICTURES:
+            draw = draw_blank_weights if name == "layer_weights" else draw_blank
+            monkeypatch.setitem(pictures.PICTURES, name, draw)
 
 
 @pytest.fixture(autouse=True)
