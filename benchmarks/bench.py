@@ -163,7 +163,7 @@ def layer_losses(machine: Machine, student_layers: int, batch: int, length: int)
     works = {"looped": theirs}
     for kernel in KERNELS[machine.device.type]:
         mapping = LayerTransport(student_layers, TEACHER["num_hidden_layers"], solver="pot")
-        objective = Objective(KIND, LayerCosts(length, kernel=kernel), 1.0, looks_at=PARTS - {"logits"})
+        objective = Objective(KIND, LayerCosts(kernel), 1.0, looks_at=PARTS - {"logits"})
 
         def ours(objective=objective, mapping=mapping):
             objective(mapping, student, teacher, mask, None)[0].backward()
@@ -280,7 +280,7 @@ class OurStep:
         for model in (student, teacher):
             expose_attention(model, "--teacher_model", LENGTH)
         self.teacher, self.device, self.bf16 = teacher, machine.device.type, bf16
-        self.objective = Objective(KIND, LayerCosts(LENGTH, kernel=kernel), beta=0.01)
+        self.objective = Objective(KIND, LayerCosts(kernel), beta=0.01)
         mapping = LayerTransport(4, TEACHER["num_hidden_layers"], solver="pot")
         projections = make_projections(student, TEACHER["hidden_size"])
         distillation = Distillation(student, self.objective, mapping, projections)

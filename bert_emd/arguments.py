@@ -54,6 +54,13 @@ class DistillationArguments:
         default="recommended",
         help="Set of defaults (bert_emd/recipes.py), the hyper-parameters chosen by the student's size and the task.",
     )
+    objective: Literal["relative", "published"] = HfArg(
+        default="relative",
+        help="What the losses are measured in. relative: layer costs in the teacher's own size, predictions by their "
+        "KL divergence, errors of scores in the training scores' variance, so that loss weights mean the same for "
+        "every teacher, task and length. published: the authors' arithmetic: squared errors, those of attention "
+        "divided by --max_seq_length, predictions' cross-entropy divided by the number of classes.",
+    )
     beta: float = HfArg(default=0.005, help="Weight β of the layer losses.")
     theta: float = HfArg(default=1.0, help="Weight θ of attention and hidden losses against the embedding loss.")
     alpha: float = HfArg(default=1.0, help="Weight α of the teacher's predictions; 1 - α is the labels'.")
@@ -73,6 +80,11 @@ class DistillationArguments:
         default="normalize",
         help="How layer weights follow the costs: normalize (the authors' code since 2021), softmax, softmax2 (their "
         "code of 2020), none (weights stay uniform).",
+    )
+    weight_momentum: float = HfArg(
+        default=0.8,
+        help="How much of a step's layer weights stays in the next, from 0 (the paper) to below 1: it damps their "
+        "swinging between two values, and they settle at the same ones.",
     )
     update_weight: bool = HfArg(default=True, help="False is the same as --cost_attention none.")
     separate: bool = HfArg(
@@ -134,7 +146,8 @@ class DistillationArguments:
     )
     count_padding: bool = HfArg(
         default=False,
-        help="Padded tokens count in the layer losses, as in the authors' code; needs --pad_to_max_length.",
+        help="Padded tokens count in the layer losses, as in the authors' code; needs --objective published and "
+        "--pad_to_max_length.",
     )
 
 
@@ -197,6 +210,7 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
     for name, fits, rule in (
         ("T", distillation.T > 0, "above 0"),
         ("T_emd", distillation.T_emd > 0, "above 0"),
+        ("weight_momentum", 0 <= distillation.weight_momentum < 1, "from 0 to below 1"),
         ("beta", distillation.beta >= 0, "0 or more"),
         ("theta", distillation.theta >= 0, "0 or more"),
         ("teacher_cache_limit", distillation.teacher_cache_limit > 0, "above 0"),
@@ -210,6 +224,8 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
         for field in dataclasses.fields(args):
             if field.name in _NOT_BERT_ADAM and getattr(args, field.name) != field.default:
                 raise InputError(f"--{field.name}: --optimizer bert_adam has its own; leave it out")
+    if distillation.count_padding and distillation.objective != "published":
+        raise InputError("--count_padding: needs --objective published; the relative one counts real tokens only")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
     if args.torch_compile and args.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++")):

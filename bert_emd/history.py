@@ -11,12 +11,14 @@ from bert_finetune.files import replacing_file, write_atomically
 
 
 class LayerHistory:
-    """Mean flows between two records, and the layer weights at each.
+    """Flows and layer weights over a run, summed up between two records.
 
     `flows.npz` holds `steps` (records,), and for each branch in use `attention_flow`, `hidden_flow` (records, M, N):
-    the mean flow since the record before; and what the mapping itself wants recorded, as it is then: of cost attention
-    `{branch}_{side}_weights` (records, M or N), the weights that the step after the record starts with. What has been
-    added since the last record is part of the state, so a resumed run's history is that of an uninterrupted one.
+    the mean flow since the record before; and of what the mapping itself wants recorded the interval's mean, minimum
+    and maximum: of cost attention `{branch}_{side}_weights`, `..._weights_min`, `..._weights_max` (records, M or N). A
+    step's weights are those that the next one starts with; one step's alone would mislead, as weights may swing. What
+    has been added since the last record is part of the state, so a resumed run's history is that of an uninterrupted
+    one.
     """
 
     def __init__(self):
@@ -24,29 +26,34 @@ class LayerHistory:
         self._pending: dict[str, np.ndarray] = {}
         self._count = 0
 
-    def add(self, matching: Matching) -> None:
-        """Take in one step's flows."""
-        for branch in BRANCHES:
-            flow = getattr(matching, f"{branch}_flow")
+    def add(self, matching: Matching, mapping: LayerMapping) -> None:
+        """Take in one step's flows, and what `mapping` wants recorded after it."""
+        flows = {branch: getattr(matching, f"{branch}_flow") for branch in BRANCHES}
+        for branch, flow in flows.items():
             if flow is not None:
-                self._pending[branch] = self._pending.get(branch, 0) + flow
+                self._gather(f"{branch}_flow", flow, np.add)
+        for name, value in mapping.recorded().items():
+            if flows.get(name.partition("_")[0]) is not None:
+                for kind, gather in (("", np.add), ("_min", np.minimum), ("_max", np.maximum)):
+                    self._gather(name + kind, value, gather)
         self._count += 1
 
-    def record(self, step: int, mapping: LayerMapping | None) -> None:
+    def _gather(self, name: str, value: np.ndarray, gather: np.ufunc) -> None:
+        self._pending[name] = gather(self._pending[name], value) if name in self._pending else value.astype(float)
+
+    def record(self, step: int) -> None:
         """Close the interval that ends with `step`; nothing happens when no flow came in since the last record."""
         if not self._count:
             return
-        values = {"steps": np.array(step)}
-        values |= {f"{branch}_flow": total / self._count for branch, total in self._pending.items()}
-        values |= {name: value for name, value in mapping.recorded().items() if name.partition("_")[0] in self._pending}
-        for name, value in values.items():
-            self._records.setdefault(name, []).append(value)
+        for name, value in {"steps": np.array(step), **self._pending}.items():
+            summed = name != "steps" and not name.endswith(("_min", "_max"))
+            self._records.setdefault(name, []).append(value / self._count if summed else value)
         self._pending, self._count = {}, 0
 
     def save(self, folder: str | Path) -> None:
         """Write `flows.npz` into `folder`, the interval under way included."""
         arrays = {name: np.array(values) for name, values in self._records.items()}
-        pending = {f"pending_{branch}": total for branch, total in self._pending.items()}
+        pending = {f"pending_{name}": value for name, value in self._pending.items()}
         with replacing_file(Path(folder) / "flows.npz") as aside:
             np.savez(aside, **arrays, **pending, pending_count=self._count)
 
@@ -67,19 +74,26 @@ class LayerHistory:
         """Go on from what `save` wrote."""
         with np.load(Path(folder) / "flows.npz", allow_pickle=False) as arrays:
             self._count = int(arrays["pending_count"])
-            self._pending = {b: arrays[f"pending_{b}"] for b in BRANCHES if f"pending_{b}" in arrays}
+            self._pending = {
+                name.removeprefix("pending_"): arrays[name]
+                for name in arrays.files
+                if name.startswith("pending_") and name != "pending_count"
+            }
             self._records = {name: list(arrays[name]) for name in arrays.files if not name.startswith("pending_")}
 
     def write_weights(self, folder: str | Path) -> None:
-        """Write `layer_weights.csv`: a row per record, a column per branch, side and layer (1-based)."""
+        """Write `layer_weights.csv`: a row per record; per branch, side and layer (1-based) three columns, the mean
+        since the record before, the minimum and the maximum."""
         names = [name for name in self._records if name.endswith("_weights")]
+        columns = [
+            (f"{name.removesuffix('_weights')}_{k + 1}{kind}", f"{name}{kind}", k)
+            for name in names
+            for k in range(len(self._records[name][0]))
+            for kind in ("", "_min", "_max")
+        ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        header = ["step"]
-        for name in names:
-            prefix = name.removesuffix("_weights")
-            header += [f"{prefix}_{k}" for k in range(1, len(self._records[name][0]) + 1)]
-        writer.writerow(header)
+        writer.writerow(["step", *(title for title, _, _ in columns)])
         for row, step in enumerate(self._records["steps"]):
-            writer.writerow([int(step), *(f"{value:.6f}" for name in names for value in self._records[name][row])])
+            writer.writerow([int(step), *(f"{self._records[name][row][k]:.6f}" for _, name, k in columns)])
         write_atomically(Path(folder) / "layer_weights.csv", text.getvalue())

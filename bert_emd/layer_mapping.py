@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from bert_finetune.processes import mean_over_processes
+
 # What is matched, each with a cost matrix and a flow of its own.
 BRANCHES = ("attention", "hidden")
 
@@ -73,3 +75,21 @@ class FixedMapping(LayerMapping):
 
     def flow(self, branch: str, cost: torch.Tensor) -> np.ndarray:
         return self._flow
+
+
+class NearestMapping(LayerMapping):
+    """Each student layer learns from the teacher layer that is nearest to it in this batch: the transport problem with
+    the student's weights alone as a constraint,
+
+        F = argmin Σ_ij F_ij C_ij   with   Σ_j F_ij = 1/M,   F ≥ 0,
+
+    whose solution has 1/M at each row's least cost. Teacher layers that nobody needs stay unused.
+    """
+
+    described = "Distilled from {teacher}, each layer from the teacher's nearest."
+
+    def flow(self, branch: str, cost: torch.Tensor) -> np.ndarray:
+        costs = mean_over_processes(cost.detach()).cpu().numpy()
+        flow = np.zeros(costs.shape)
+        flow[np.arange(len(costs)), costs.argmin(axis=1)] = 1 / len(costs)
+        return flow

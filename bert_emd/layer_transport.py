@@ -98,6 +98,11 @@ class LayerTransport(LayerMapping):
     merge_weights: attention and hidden states share one pair of weight vectors, the mean of both; with only one of
         them in use, its own weights.
     solver: "pyemd" or "pot".
+    momentum: m, how much of the old weights stays: w ← m w + (1 - m) f(w), where f(w) is what one step's cost attention
+        makes of the costs that were moved under w. 0 is the paper, w ← f(w). Both rest at the same weights, w = f(w);
+        but a layer that is given more weight has to take dearer pairs, so f falls as w rises, and where its slope f' is
+        near -1 the paper's weights swing between two values for ever, while with momentum they approach the fixed
+        point by the factor m + (1 - m) f' a step, which is 0 for m = 1/2 and f' = -1.
 
     The weights are buffers: they follow the module's state_dict, and nothing else is kept between steps. With several
     processes the costs are averaged over all of them first, so that every process has the same flow and weights.
@@ -114,6 +119,7 @@ class LayerTransport(LayerMapping):
         temperature: float = 1.0,
         merge_weights: bool = True,
         solver: str = "pyemd",
+        momentum: float = 0.0,
     ):
         super().__init__()
         if student_layers < 1 or teacher_layers < 1:
@@ -126,8 +132,10 @@ class LayerTransport(LayerMapping):
             raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
         self.weight_update, self.temperature = weight_update, temperature
-        self.merge_weights, self.solver = merge_weights, solver
+        self.merge_weights, self.solver, self.momentum = merge_weights, solver, momentum
         for branch in BRANCHES:
             for side, layers in (("student", student_layers), ("teacher", teacher_layers)):
                 uniform = torch.full((layers,), 1 / layers, dtype=torch.float64)
@@ -179,4 +187,6 @@ class LayerTransport(LayerMapping):
             for buffer, vector in zip(getattr(self, f"{name}_weights"), vectors, strict=True):
                 vector = _softmax(vector) if self.weight_update == "softmax2" else vector
                 vector = np.maximum(vector, MIN_WEIGHT)
+                if self.momentum:
+                    vector = self.momentum * buffer.cpu().numpy() + (1 - self.momentum) * vector / vector.sum()
                 buffer.copy_(torch.from_numpy(vector / vector.sum()))

@@ -2,17 +2,18 @@
 
     L = β (θ (L_attention + L_hidden) + L_embedding) + L_prediction
 
-Layer costs, for student layer i and teacher layer j:
+Layer costs, for student layer i and teacher layer j, of pre-softmax attention scores S and T and of hidden states H,
+the student's projected to the teacher's width by P; padding takes no part:
 
-    attention  C[i, j] = Σ_heads,queries,keys (S_i - T_j)² / divisor    over pre-softmax scores; a masked key counts 0
-    hidden     C[i, j] = Σ_tokens,width (P(H^S_i) - H^T_j)² / divisor   over hidden states, projected to teacher width
+    attention  C[i, j] = Σ (S_i - T_j)² / mean_j Σ T_j²              sums over heads, real queries, real keys
+    hidden     C[i, j] = Σ (P(H^S_i) - H^T_j)² / mean_j Σ (H^T_j)²   sums over real tokens, width
 
-Padding takes no part: the hidden divisor is real tokens x width, the attention divisor real queries x heads x
-`max_seq_length`, to which the authors' code always pads: see docs/fidelity.md for what that means for β, and for what
-else their code adds to the BERT-EMD paper.
+Each is relative to the teacher's own size, one number per batch and kind, which has no gradient: 1 is what a student
+gets that outputs nothing, whatever the teacher, the length and the task, and the flows are those of the plain squared
+errors. So one β fits all of them. `PublishedCosts` is the authors' arithmetic, in which β has the teacher's units.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,20 +35,23 @@ def prediction_loss(
     labels: torch.Tensor | None,
     temperature: float = 1.0,
     alpha: float = 1.0,
+    unit: float = 1.0,
+    mean_over_classes: bool = False,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """α L_soft + (1 - α) L_hard, and its two terms by name (a term of weight 0 is not computed).
 
-    Both are the task's kind's: for classes a cross-entropy each, for scores a mean squared error. With several
-    processes, the mean of theirs is the loss of all their rows.
+    Both are the task's kind's: for classes KL divergence and cross-entropy, for scores a mean squared error, here in
+    units of `unit`. mean_over_classes: of `TaskKind.soft_loss`. With several processes, the mean of theirs is the loss
+    of all their rows.
     """
     terms = {}
     # Losses are computed in float32, also where the models run in a lower precision.
     student_logits = student_logits.float()
     if alpha > 0:
-        terms["soft_loss"] = kind.soft_loss(student_logits, teacher_logits.float(), temperature)
+        terms["soft_loss"] = kind.soft_loss(student_logits, teacher_logits.float(), temperature, mean_over_classes)
     if alpha < 1:
         terms["hard_loss"] = kind.hard_loss(student_logits, labels)
-    share = share_of_step(student_logits)
+    share = share_of_step(student_logits) / unit
     terms = {name: share * term for name, term in terms.items()}
     weights = {"soft_loss": alpha, "hard_loss": 1 - alpha}
     return sum(weights[name] * term for name, term in terms.items()), terms
@@ -55,49 +59,93 @@ def prediction_loss(
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Cost matrices between layers, as the module's docstring defines them.
+    """Cost matrices between layers, as the module's docstring defines them; `kernel`: of `pairwise_mse`."""
 
-    `count_padding`: the authors' arithmetic, in which padded tokens count like others (masked keys still as 0) and
-    the divisor is simply the number of elements; right only with batches padded to `max_seq_length`.
-    `kernel`: of `pairwise_mse`.
-    """
-
-    max_seq_length: int
-    count_padding: bool = False
     kernel: str | None = None
 
     def hidden(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M projected student and N teacher hidden states, each (batch, length, width)."""
-        real = None if self.count_padding else attention_mask.bool().unsqueeze(-1)
-        divisor = self._mean_tokens(attention_mask) * student[0].shape[-1]
-        return pairwise_mse(list(student), list(teacher), divisor, real, self.kernel)
+        real = attention_mask.bool().unsqueeze(-1)
+        size = sum((layer.float() * real).square().sum() for layer in teacher)
+        return pairwise_mse(list(student), list(teacher), _mean_size(size, teacher), real, self.kernel)
 
     def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M student and N teacher score maps, whole or as factors (see `LayerOutputs.attention`)."""
         keys = attention_mask.bool()
+        if student[0].dim() == 4:
+            counted = (keys[:, :, None] & keys[:, None]).unsqueeze(1)
+            size = sum((layer.float() * counted).square().sum() for layer in teacher)
+            return pairwise_mse(list(student), list(teacher), _mean_size(size, teacher), counted, self.kernel)
+        student, teacher = _without_padding(student, keys, keys), _without_padding(teacher, keys, keys)
+        return pairwise_attention_mse(student, teacher, _mean_size(_size_of_scores(teacher), teacher))
+
+
+def mean_tokens(counted: torch.Tensor) -> torch.Tensor:
+    """How many tokens of a (batch, length) mask count, as the mean over all processes: costs divided by it have the
+    whole batch's cost as their mean."""
+    return mean_over_processes(counted.sum().float()).clamp(min=1)
+
+
+def _mean_size(size: torch.Tensor, layers) -> torch.Tensor:
+    # The mean over all processes too: the mean of their costs is then the whole batch's cost.
+    mean = mean_over_processes(size / len(layers))
+    # What has no size is no measure: costs stay squared errors.
+    return torch.where(mean > 0, mean, 1.0)
+
+
+def _without_padding(layers, queries: torch.Tensor, keys: torch.Tensor) -> list[torch.Tensor]:
+    counted = torch.stack((queries, keys))[:, :, None, :, None]
+    return [layer * counted for layer in layers]
+
+
+def _size_of_scores(layers: list[torch.Tensor]) -> torch.Tensor:
+    # Σ (Q Kᵀ)² = <Qᵀ Q, Kᵀ K>, without the scores.
+    def size(layer):
+        queries, keys = (factor.mT @ factor for factor in layer.float())
+        return (queries * keys).sum()
+
+    return sum(size(layer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class PublishedCosts(LayerCosts):
+    """The authors' arithmetic: mean squared errors, those of attention divided by `max_seq_length` for the keys, to
+    which their code always pads.
+
+        attention  C[i, j] = Σ (S_i - T_j)² / (real tokens · heads · max_seq_length)
+        hidden     C[i, j] = Σ (P(H^S_i) - H^T_j)² / (real tokens · width)
+
+    count_padding: padded tokens count like others (masked keys as 0), as in their code; right only with batches padded
+    to `max_seq_length`. See docs/fidelity.md.
+    """
+
+    max_seq_length: int = field(kw_only=True)
+    count_padding: bool = False
+
+    def hidden(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
+        counted = torch.ones_like(attention_mask) if self.count_padding else attention_mask
+        real, divisor = counted.bool().unsqueeze(-1), mean_tokens(counted) * student[0].shape[-1]
+        return pairwise_mse(list(student), list(teacher), divisor, real, self.kernel)
+
+    def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
+        keys = attention_mask.bool()
         queries = torch.ones_like(keys) if self.count_padding else keys
-        divisor = self._mean_tokens(attention_mask) * student[0].shape[-3] * self.max_seq_length
+        divisor = mean_tokens(queries) * student[0].shape[-3] * self.max_seq_length
         if student[0].dim() == 4:
             counted = (queries[:, :, None] & keys[:, None]).unsqueeze(1)
             return pairwise_mse(list(student), list(teacher), divisor, counted, self.kernel)
-        counted = torch.stack((queries, keys))[:, :, None, :, None]
         return pairwise_attention_mse(
-            [layer * counted for layer in student], [layer * counted for layer in teacher], divisor
+            _without_padding(student, queries, keys), _without_padding(teacher, queries, keys), divisor
         )
-
-    def _mean_tokens(self, attention_mask: torch.Tensor) -> torch.Tensor:
-        # Tokens that count, as the mean over all processes: the mean of their costs is then the whole batch's cost.
-        counted = torch.ones_like(attention_mask) if self.count_padding else attention_mask
-        return mean_over_processes(counted.sum().float()).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Objective:
     """The whole loss of a training step, from both models' outputs.
 
-    kind: of the task. costs: between layers. beta, theta: β and θ of the formula above; alpha, temperature: of
-    `prediction_loss`. looks_at: which parts of the models' outputs count, of "logits", "embedding", "hidden",
-    "attention". Raises InputError where none is left.
+    kind: of the task. costs: between layers. beta, theta: β and θ of the formula above; alpha, temperature, unit,
+    mean_over_classes: of `prediction_loss`. looks_at: which parts of the models' outputs count, of "logits",
+    "embedding", "hidden", "attention". Raises InputError where none is left.
     """
 
     kind: TaskKind
@@ -107,6 +155,8 @@ class Objective:
     alpha: float = 1.0
     temperature: float = 1.0
     looks_at: frozenset[str] = PARTS
+    unit: float = 1.0
+    mean_over_classes: bool = False
 
     def __post_init__(self):
         if not self.looks_at:
@@ -143,7 +193,8 @@ class Objective:
             total = total + self.beta * terms["embedding_loss"]
         if "logits" in self.looks_at:
             theirs = teacher.logits if teacher is not None else None
-            prediction, parts = prediction_loss(self.kind, student.logits, theirs, labels, self.temperature, self.alpha)
+            weights = self.temperature, self.alpha, self.unit, self.mean_over_classes
+            prediction, parts = prediction_loss(self.kind, student.logits, theirs, labels, *weights)
             terms |= parts
             total = total + prediction
         return total, terms, matching

@@ -99,7 +99,8 @@ def draw_flow_over_training(run: str | Path, path: str | Path) -> Figure:
 
 
 def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
-    """The layer weights of a run's `flows.npz` over its training steps: a line for each layer, named at its end.
+    """The layer weights of a run's `flows.npz` over its training steps: a line for each layer, the mean between two
+    records, named at its end, in a band from the least to the most.
 
     Student layers are on the left and teacher layers on the right, attention scores above hidden states, or one row for
     both where they share their weights. All layers of a model start with the same weight. A run without cost attention
@@ -108,25 +109,30 @@ def draw_layer_weights(run: str | Path, path: str | Path) -> Figure | None:
     with np.load(Path(run) / "flows.npz", allow_pickle=False) as arrays:
         steps = np.concatenate([[0], arrays["steps"]])
         rows = {
-            _TITLES[branch]: [arrays[f"{branch}_{side}_weights"] for side in ("student", "teacher")]
+            _TITLES[branch]: [
+                [arrays[f"{branch}_{side}_weights{kind}"] for kind in ("", "_min", "_max")]
+                for side in ("student", "teacher")
+            ]
             for branch in BRANCHES
             if f"{branch}_student_weights" in arrays
         }
     if not rows:
         return None
     first, *others = rows.values()
-    if others and all(np.array_equal(*pair) for pair in zip(first, *others, strict=True)):
+    if others and np.array_equal(first[0], others[0][0]) and np.array_equal(first[1], others[0][1]):
         rows = {"": first}
-    most = max(weights.shape[1] for weights in first)
+    most = max(weights.shape[1] for weights, _, _ in first)
     height = max(1.8, (most + 2) * LETTER)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 0.6 + height * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
         for panels, (title, sides) in zip(axes, rows.items(), strict=True):
-            for axis, side, weights in zip(panels, ("student", "teacher"), sides, strict=True):
-                weights = 100 * np.vstack([np.full(weights.shape[1], 1 / weights.shape[1]), weights])
+            for axis, side, kinds in zip(panels, ("student", "teacher"), sides, strict=True):
+                layers = kinds[0].shape[1]
+                weights, least, largest = (100 * np.vstack([np.full(layers, 1 / layers), kind]) for kind in kinds)
                 for k, line in enumerate(weights.T):
                     style, grey = DASHES[k % len(DASHES)], GREYS[k // len(DASHES) % len(GREYS)]
+                    axis.fill_between(steps, least[:, k], largest[:, k], color=grey, alpha=0.12, linewidth=0)
                     axis.plot(steps, line, style, color=grey, linewidth=1)
                 names = [f"{k}" for k in range(1, weights.shape[1] + 1)]
                 name_ends(axis, steps[-1], weights[-1], names, height)

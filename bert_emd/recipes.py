@@ -45,6 +45,8 @@ LENGTHS = {"CoLA": 64, "SST-2": 64}  # all others 128
 
 # What the authors' code does and `recommended` does not: see docs/fidelity.md for each.
 _AUTHORS = {
+    "objective": "published",
+    "weight_momentum": 0.0,
     "teacher_mode": "train",
     "head": "relu",
     "projection": "shared",

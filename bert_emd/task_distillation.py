@@ -14,7 +14,7 @@ from bert_emd.attention_scores import expose_attention
 from bert_emd.distillation import Distillation
 from bert_emd.layer_mapping import LayerMapping
 from bert_emd.mappings import MAPPINGS
-from bert_emd.objectives import LayerCosts, Objective
+from bert_emd.objectives import LayerCosts, Objective, PublishedCosts
 from bert_emd.student import (
     make_projections,
     parse_student_layers,
@@ -65,10 +65,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         check_length(model.config, task_args.max_seq_length)
     mapping = make_mapping(distillation, student.config, teacher.config)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
-    costs = LayerCosts(task_args.max_seq_length, distillation.count_padding, kernel)
-    objective = make_objective(distillation, costs, task.kind, with_layers=mapping is not None)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     check_batch(args, datasets.train)
+    costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
+    if distillation.objective == "published":
+        lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
+        costs, unit = PublishedCosts(kernel, **lengths), 1.0
+    objective = make_objective(distillation, costs, task.kind, unit, with_layers=mapping is not None)
     if "attention" in objective.looks_at:
         expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
         expose_attention(student, "--student_model", task_args.max_seq_length)
@@ -192,9 +195,9 @@ def make_mapping(
 
 
 def make_objective(
-    distillation: DistillationArguments, costs: LayerCosts, kind: TaskKind, with_layers: bool
+    distillation: DistillationArguments, costs: LayerCosts, kind: TaskKind, unit: float, with_layers: bool
 ) -> Objective:
-    """The loss that the options describe; `with_layers`: there is a mapping."""
+    """The loss that the options describe, of predictions in units of `unit`; `with_layers`: there is a mapping."""
     parts = {
         "logits": distillation.one_step or distillation.pred_distill,
         "embedding": distillation.use_embedding and with_layers,
@@ -203,7 +206,7 @@ def make_objective(
     }
     looks_at = frozenset(part for part, used in parts.items() if used)
     weights = distillation.beta, distillation.theta, distillation.alpha, distillation.T
-    return Objective(kind, costs, *weights, looks_at)
+    return Objective(kind, costs, *weights, looks_at, unit, distillation.objective == "published")
 
 
 def cache_folder(distillation: DistillationArguments, args: RunArguments) -> Path:

@@ -67,7 +67,7 @@ class DistillationTrainer(TaskTrainer):
             self.stop_diverged(f"the costs between layers are not finite at step {self.state.global_step + 1}")
         self.record({"train_loss": outputs.loss, **outputs.terms})
         if outputs.matching is not None:
-            self.layer_history.add(outputs.matching)
+            self.layer_history.add(outputs.matching, self.distillation.mapping)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class DistillationTrainer(TaskTrainer):
 
     def record_layers(self) -> None:
         """Close an interval of the layers' history with the present step."""
-        self.layer_history.record(self.state.global_step, self.distillation.mapping)
+        self.layer_history.record(self.state.global_step)
 
     def save_trained(self, folder: Path) -> None:
         self.distillation.save(folder)

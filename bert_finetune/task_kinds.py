@@ -84,8 +84,16 @@ class TaskKind(ABC):
         """The loss against the true labels: tensors, a scalar; the mean over examples."""
 
     @abstractmethod
-    def soft_loss(self, student_logits, teacher_logits, temperature: float):
-        """The loss against a teacher's logits: tensors, a scalar; the mean over examples."""
+    def soft_loss(self, student_logits, teacher_logits, temperature: float, mean_over_classes: bool = False):
+        """The loss against a teacher's logits: tensors, a scalar; the mean over examples.
+
+        mean_over_classes: the authors' arithmetic, where a loss has classes to sum over.
+        """
+
+    @abstractmethod
+    def unit_of_loss(self, labels: np.ndarray) -> float:
+        """What losses are to be divided by, so that they mean the same on all tasks of this kind; `labels`: of the
+        training rows."""
 
     @abstractmethod
     def answers(self, logits: np.ndarray) -> np.ndarray:
@@ -187,14 +195,23 @@ class Classification(TaskKind):
 
         return functional.cross_entropy(logits, labels.view(-1))
 
-    def soft_loss(self, student_logits, teacher_logits, temperature: float):
-        """T² · mean over examples and classes of -softmax(z^T / T) · log_softmax(z^S / T): the cross-entropy divided by
-        the number of classes, the authors' convention."""
+    def soft_loss(self, student_logits, teacher_logits, temperature: float, mean_over_classes: bool = False):
+        """T² · KL(p^T || p^S), p = softmax(z / T), the mean over examples; or, with `mean_over_classes`, the
+        cross-entropy -Σ p^T log p^S · T² divided by the number of classes, the authors' convention."""
         from torch.nn import functional
 
-        targets = functional.softmax(teacher_logits / temperature, dim=-1)
-        log_probabilities = functional.log_softmax(student_logits / temperature, dim=-1)
-        return -(targets * log_probabilities).mean() * temperature**2
+        if mean_over_classes:
+            targets = functional.softmax(teacher_logits / temperature, dim=-1)
+            log_probabilities = functional.log_softmax(student_logits / temperature, dim=-1)
+            return -(targets * log_probabilities).mean() * temperature**2
+        ours, theirs = (
+            functional.log_softmax(logits / temperature, dim=-1) for logits in (student_logits, teacher_logits)
+        )
+        return functional.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
+
+    def unit_of_loss(self, labels: np.ndarray) -> float:
+        """1: a nat is a nat."""
+        return 1.0
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
         """Class ids."""
@@ -282,9 +299,13 @@ class Regression(TaskKind):
 
         return functional.mse_loss(logits.view(-1), labels.view(-1).float())
 
-    def soft_loss(self, student_logits, teacher_logits, temperature: float):
-        """The mean squared error; a score has no temperature."""
+    def soft_loss(self, student_logits, teacher_logits, temperature: float, mean_over_classes: bool = False):
+        """The mean squared error; a score has neither temperature nor classes."""
         return self.hard_loss(student_logits, teacher_logits)
+
+    def unit_of_loss(self, labels: np.ndarray) -> float:
+        """The scores' variance, the loss of the best constant answer; 1 where all are the same."""
+        return float(np.var(labels)) or 1.0
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
         """The scores themselves."""

@@ -35,7 +35,7 @@ _SHARED = f"""
 """.split()
 _FINE_TUNED = ["--model_name_or_path", "{student}", "--do_train"]
 _DISTILLED = ["--teacher_model", "{teacher}", "--student_model", "{student}", "--bf16", "False"]
-_LOSSES = [*_DISTILLED, *"--alpha 0.5 --beta 1 --T 2".split()]
+_LOSSES = [*_DISTILLED, *"--objective published --weight_momentum 0 --alpha 0.5 --beta 1 --T 2".split()]
 _RTE = ["--task_name", "RTE", "--data_dir", "{data}/RTE"]
 _STS = ["--task_name", "STS-B", "--data_dir", "{data}/STS-B"]
 _OWN = ["--train_file", "{data}/own/train.csv", "--validation_file", "{data}/own/dev.csv"]
@@ -56,7 +56,11 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "separate-softmax": (DISTIL, [*_LOSSES, *_RTE, *"--separate --cost_attention softmax --T_emd 5".split()]),
     "own-layers": (
         DISTIL,
-        [*"--teacher_model {teacher} --student_layers 1,3 --bf16 False --beta 1 --teacher_cache none".split(), *_RTE],
+        [
+            *"--teacher_model {teacher} --student_layers 1,3 --bf16 False --objective published".split(),
+            *"--weight_momentum 0 --alpha 1 --beta 1 --T 1 --teacher_cache none".split(),
+            *_RTE,
+        ],
     ),
     "regression": (DISTIL, [*_LOSSES, *_STS, "--teacher_model", "{scorer}"]),
     "own-files": (DISTIL, [*_LOSSES, *_OWN, "--teacher_model", "{judge}"]),

@@ -12,7 +12,7 @@ from conftest import ROOT
 from bert_emd import layer_distance
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import PARTS, LayerCosts, Objective
+from bert_emd.objectives import PARTS, Objective, PublishedCosts
 from bert_finetune.task_kinds import Regression
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -49,7 +49,8 @@ def test_looped_and_ours_are_the_same_loss():
     student[0].requires_grad_()
     transport = looped.LoopedTransport(2, 3)
     mapping = LayerTransport(2, 3)
-    objective = Objective(Regression(), LayerCosts(5, count_padding=True), 1.0, looks_at=PARTS - {"logits"})
+    costs = PublishedCosts(max_seq_length=5, count_padding=True)
+    objective = Objective(Regression(), costs, 1.0, looks_at=PARTS - {"logits"})
     for _ in range(3):
         theirs = sum(transport(student[1], teacher[1], student[0], teacher[0]))
         (their_grad,) = torch.autograd.grad(theirs, student[0])

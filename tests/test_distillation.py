@@ -26,7 +26,7 @@ def distillation(width=36, projection="auto", parts=PARTS):
     for each in (model, teacher):
         expose_attention(each, "--student_model", 128)
     projections = make_projections(model, width, projection)
-    objective = Seen(KIND, LayerCosts(128), beta=1.0, looks_at=parts)
+    objective = Seen(KIND, LayerCosts(), beta=1.0, looks_at=parts)
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     with torch.no_grad():
         answers = layer_outputs(teacher, parts, **inputs)

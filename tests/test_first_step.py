@@ -80,26 +80,26 @@ def step(still_teacher, data):
     return {padding: work_out(padding) for padding in ("longest", "max_length")}
 
 
-def costs(step, counted=False):
-    """The cost matrices of attention and hidden states, and the embedding loss."""
-    real = step.mask.bool()
-    keys = real[:, None, None, :]
+def costs(step, published=False, counted=False):
+    """The cost matrices of attention and hidden states, and the embedding loss: sums of squared errors in units of the
+    teacher's mean sum of squares, or, `published`, mean squared errors."""
+    real = torch.ones_like(step.mask) if counted else step.mask
+    keys, queries, heads = step.mask[:, None, None, :], real[:, None, :, None], step.scores[0][0].shape[1]
+
+    def in_units(square, ours, theirs, elements):
+        unit = elements if published else float(np.mean([square(layer) for layer in theirs]))
+        return np.array([[square(one - other) / unit for other in theirs] for one in ours])
 
     def hidden(ours, theirs):
-        return functional.mse_loss(ours, theirs) if counted else ((ours - theirs)[real] ** 2).mean()
+        return in_units(lambda x: float((x**2 * real[:, :, None]).sum()), ours, theirs, real.sum() * ours[0].shape[-1])
 
     def attention(ours, theirs):
-        squares = ((ours - theirs) ** 2 * keys).sum(-1) / LENGTH  # (batch, heads, queries)
-        return squares.mean() if counted else squares.transpose(1, 2)[real].mean()
+        elements = real.sum() * heads * LENGTH
+        return in_units(lambda x: float((x**2 * keys * queries).sum()), ours, theirs, elements)
 
-    matrices = [
-        np.array([[float(cost(ours, theirs)) for theirs in side[1]] for ours in side[0]])
-        for cost, side in (
-            (attention, step.scores),
-            (hidden, [states[1:] for states in step.states]),
-        )
-    ]
-    return *matrices, float(hidden(step.states[0][0], step.states[1][0]))
+    states = [(side[:1], side[1:]) for side in step.states]
+    embedding = hidden(states[0][0], states[1][0]).item()
+    return attention(*step.scores), hidden(states[0][1], states[1][1]), embedding
 
 
 def emd(cost):
@@ -117,9 +117,10 @@ def fixed(*pairs):
     return lambda cost: flow
 
 
-def soft(step, temperature=1.0):
+def soft(step, temperature=1.0, published=False):
     ours, theirs = (torch.log_softmax(logits / temperature, -1) for logits in step.logits)
-    return float(-(theirs.exp() * ours).mean() * temperature**2)
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean()
+    return float((-(theirs.exp() * ours).mean() if published else divergence) * temperature**2)
 
 
 def hard(step):
@@ -164,8 +165,14 @@ VARIANTS = {
     "--T 3": (EVERYTHING, emd),
     "--one_step False": ("ahe", emd),
     "--pred_distill": ("s", None),
-    "--pad_to_max_length --count_padding": (EVERYTHING, emd),
+    "--pad_to_max_length --objective published --count_padding": (EVERYTHING, emd),
     "--pad_to_max_length": (EVERYTHING, emd),
+    "--objective published --T 3": (EVERYTHING, emd),
+    f"--max_seq_length {2 * LENGTH}": (EVERYTHING, emd),
+    "--layer_mapping first": (EVERYTHING, fixed((1, 1), (2, 2))),
+    "--layer_mapping reverse": (EVERYTHING, fixed((1, 4), (2, 2))),
+    "--layer_mapping mean": (EVERYTHING, fixed(*((i + 1, j + 1) for i in range(M) for j in range(N)))),
+    "--layer_mapping nearest": (EVERYTHING, lambda cost: (cost == cost.min(axis=1, keepdims=True)) / M),
     "--gradient_accumulation_steps 1 --separate": (EVERYTHING, emd),
 }
 
@@ -175,8 +182,10 @@ def test_every_loss(options, run, step):
     left, flow_of = VARIANTS[options]
     entry, chosen, _ = run(*options.split())
     step = step["max_length" if "--pad" in options else "longest"]
-    attention, hidden, embedding = costs(step, counted="--count_padding" in options)
-    known = {"e": ("embedding", embedding), "s": ("soft", soft(step, chosen["T"])), "y": ("hard", hard(step))}
+    published = "published" in options
+    attention, hidden, embedding = costs(step, published, counted="--count_padding" in options)
+    predictions = soft(step, chosen["T"], published)
+    known = {"e": ("embedding", embedding), "s": ("soft", predictions), "y": ("hard", hard(step))}
     for letter, name, cost in (("a", "attention", attention), ("h", "hidden", hidden)):
         if letter in left:
             known[letter] = name, (flow_of(cost) * cost).sum()
@@ -210,7 +219,7 @@ def weights_after(costs, kind, temperature):
 
 @pytest.mark.parametrize(("kind", "temperature"), [("normalize", 1), ("softmax", 5), ("softmax2", 5), ("none", 1)])
 def test_layer_weights_after_a_step(kind, temperature, run, step):
-    *_, out = run("--cost_attention", kind, "--T_emd", str(temperature))
+    *_, out = run("--cost_attention", kind, "--T_emd", str(temperature), "--weight_momentum", "0")
     with np.load(out / "flows.npz") as kept:
         found = [kept[f"hidden_{side}_weights"][0] for side in ("student", "teacher")]
     equal = [np.full(M, 1 / M), np.full(N, 1 / N)]

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, default_data_collator
 from bert_emd.attention_scores import expose_attention
 from bert_emd.distillation import Distillation
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import LayerCosts, Objective
+from bert_emd.objectives import Objective, PublishedCosts
 from bert_emd.student import make_projections, stored_projections, use_relu_head
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.checkpoints import load_classifier
@@ -83,8 +83,8 @@ def test_six_steps(case, max_seq_length, tmp_path):
 
     names = ("input_ids", "token_type_ids", "attention_mask", "labels")
     rows = {name: np.concatenate([values[f"step{k}/{name}"] for k in range(STEPS)]) for name in names}
-    costs = LayerCosts(rows["input_ids"].shape[1], count_padding=True)
-    objective = Watched(Objective(task.kind, costs, beta=0.01))
+    costs = PublishedCosts(max_seq_length=rows["input_ids"].shape[1], count_padding=True)
+    objective = Watched(Objective(task.kind, costs, beta=0.01, mean_over_classes=True))
     args = RunArguments(
         output_dir=str(tmp_path / "out"),
         per_device_train_batch_size=4,

@@ -8,7 +8,7 @@ import torch
 
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import PARTS, LayerCosts, Objective
+from bert_emd.objectives import PARTS, Objective, PublishedCosts
 from bert_finetune.task_kinds import Regression
 
 CASES = sorted((Path(__file__).parent / "golden").glob("transport_*.npz"))
@@ -37,7 +37,7 @@ def test_four_steps(path, solver, form):
         hidden = torch.tensor(get("student_hidden"), requires_grad=True)
         attention_mask = torch.tensor(get("attention_mask"))
         check_weights(transport, get, "before")
-        costs = LayerCosts(attention_mask.shape[1], count_padding=True)
+        costs = PublishedCosts(max_seq_length=attention_mask.shape[1], count_padding=True)
         objective = Objective(Regression(), costs, beta=1.0, looks_at=PARTS - {"logits"})
         attention = tuple if form == "scores" else factors
         loss, terms, _ = objective(

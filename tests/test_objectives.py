@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from bert_emd.choices import WEIGHT_UPDATES
+from bert_emd.layer_mapping import FixedMapping
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
-from bert_emd.objectives import PARTS, LayerCosts, Objective, prediction_loss
+from bert_emd.mappings import mean_pairs
+from bert_emd.objectives import PARTS, LayerCosts, Objective, PublishedCosts, prediction_loss
 from bert_finetune.errors import InputError
 from bert_finetune.task_kinds import Classification, Regression
 
@@ -44,9 +46,9 @@ def mask(*lengths, length=LENGTH):
 
 
 @pytest.mark.parametrize("form", ["scores", "factors"])
-def test_costs_look_at_real_tokens_only(form):
+def test_published_costs_look_at_real_tokens_only(form):
     student, teacher, attention_mask = outputs(M, 1, form=form), outputs(N, 2, form=form), mask(5, 3, 1)
-    costs = LayerCosts(max_seq_length=16)
+    costs = PublishedCosts(max_seq_length=16)
     hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
     attention = costs.attention(student.attention, teacher.attention, attention_mask)
     real = attention_mask.bool()
@@ -62,8 +64,109 @@ def test_costs_look_at_real_tokens_only(form):
 
 
 @pytest.mark.parametrize("form", ["scores", "factors"])
-def test_costs_do_not_depend_on_the_amount_of_padding(form):
-    costs = LayerCosts(max_seq_length=16)
+def test_relative_costs_are_in_the_teachers_size(form):
+    student, teacher, attention_mask = outputs(M, 1, form=form), outputs(N, 2, form=form), mask(5, 3, 1)
+    hidden = LayerCosts().hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
+    attention = LayerCosts().attention(student.attention, teacher.attention, attention_mask)
+    real = attention_mask.bool()
+    pairs = real[:, None, :, None] & real[:, None, None, :]
+
+    def squares(layer):
+        return (layer[real] ** 2 if layer.dim() == 3 else layer**2 * pairs).sum().item()
+
+    theirs = [scores(layer) for layer in teacher.attention]
+    states = teacher.hidden_states[1:]
+    sizes = [sum(map(squares, layers)) / N for layers in (states, theirs)]
+    for i in range(M):
+        for j in range(N):
+            expected = squares(student.hidden_states[1 + i] - states[j]) / sizes[0]
+            assert hidden[i, j].item() == pytest.approx(expected, rel=1e-5)
+            expected = squares(scores(student.attention[i]) - theirs[j]) / sizes[1]
+            assert attention[i, j].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["scores", "factors"])
+def test_a_student_that_outputs_nothing_gets_1(form):
+    teacher, attention_mask = outputs(N, 2, form=form), mask(5, 3, 1)
+    nothing = LayerOutputs(
+        torch.zeros(3, 2),
+        tuple(torch.zeros_like(layer) for layer in teacher.hidden_states[: M + 1]),
+        tuple(torch.zeros_like(layer) for layer in teacher.attention[:M]),
+    )
+    mapping = FixedMapping(mean_pairs(M, N), M, N)
+    _, terms, _ = Objective(KIND, LayerCosts(), 1.0)(mapping, nothing, teacher, attention_mask, None)
+    for name in ("attention_loss", "hidden_loss", "embedding_loss"):
+        assert terms[name].item() == pytest.approx(1, rel=1e-5)
+
+
+def weighed(student, teacher, rows, labels, **changes):
+    """Each term's share of the relative loss, and of the size of its gradient in the student's outputs."""
+    whole = Objective(KIND, LayerCosts(), **{"beta": 0.5, "alpha": 0.6, "temperature": 2.0} | changes)
+    parts = [student.logits, *student.hidden_states, *student.attention]
+    _, terms, matching = whole(LayerTransport(M, N), student, teacher, rows, labels)
+    sizes = {}
+    for name, term in terms.items():
+        found = torch.autograd.grad(term, parts, retain_graph=True, allow_unused=True)
+        sizes[name] = term.item(), sum((g**2).sum() for g in found if g is not None).sqrt().item()
+    return sizes, matching
+
+
+def assert_alike(one, other):
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert other[name] == pytest.approx(values, rel=1e-5), name
+
+
+@pytest.mark.parametrize("form", ["scores", "factors"])
+def test_the_teachers_units_do_not_count(form):
+    """A teacher ten times as large, and a student as large again, lose what they lost, and are moved as before."""
+    labels, rows = torch.tensor([0, 1, 1]), mask(5, 3, 1)
+
+    def times(outputs, factor):
+        # Scores are a product of their factors.
+        of_scores = factor if form == "scores" else factor**0.5
+        states = tuple((factor * layer).detach().requires_grad_() for layer in outputs.hidden_states)
+        attention = tuple((of_scores * layer).detach().requires_grad_() for layer in outputs.attention)
+        return LayerOutputs(outputs.logits, states, attention)
+
+    student, teacher = outputs(M, 1, requires_grad=True, form=form), outputs(N, 2, form=form)
+    before, flows = weighed(student, teacher, rows, labels)
+    after, same = weighed(times(student, 10.0), times(teacher, 10.0), rows, labels)
+    for name in before:
+        assert after[name][0] == pytest.approx(before[name][0], rel=1e-5), name
+    np.testing.assert_allclose(same.hidden_flow, flows.hidden_flow, atol=1e-9)
+    np.testing.assert_allclose(same.attention_flow, flows.attention_flow, atol=1e-9)
+    # A gradient is per unit of the output: ten times the unit, a tenth of the gradient.
+    assert 10 * after["hidden_loss"][1] == pytest.approx(before["hidden_loss"][1], rel=1e-4)
+
+
+def test_classes_that_nobody_uses_do_not_count():
+    def widened(outputs):
+        more = torch.full((3, 40), -60.0)
+        return LayerOutputs(
+            torch.cat([outputs.logits.detach(), more], 1).requires_grad_(), outputs.hidden_states, outputs.attention
+        )
+
+    student, teacher, labels = outputs(M, 1, requires_grad=True), outputs(N, 2), torch.tensor([0, 1, 1])
+    before, _ = weighed(student, teacher, mask(5, 3, 1), labels, temperature=1.0)
+    after, _ = weighed(widened(student), widened(teacher), mask(5, 3, 1), labels, temperature=1.0)
+    assert_alike(before, after)
+
+
+def test_errors_of_scores_are_in_units_of_the_training_scores_variance():
+    student, teacher, labels = outputs(M, 1).logits[:, :1], outputs(N, 2).logits[:, :1], torch.tensor([1.0, 3.0, 5.0])
+    unit = Regression().unit_of_loss(labels.numpy())
+    total, _ = prediction_loss(Regression(), student, teacher, labels, alpha=0.5, unit=unit)
+    large = Regression().unit_of_loss(100 * labels.numpy())
+    same, _ = prediction_loss(Regression(), 100 * student, 100 * teacher, 100 * labels, alpha=0.5, unit=large)
+    assert same.item() == pytest.approx(total.item(), rel=1e-5)
+    constant, _ = prediction_loss(Regression(), labels.mean().repeat(3), None, labels, alpha=0.0, unit=unit)
+    assert constant.item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["scores", "factors"])
+@pytest.mark.parametrize("costs", [LayerCosts(), PublishedCosts(max_seq_length=16)], ids=["relative", "published"])
+def test_costs_do_not_depend_on_the_amount_of_padding(form, costs):
     attention_mask = mask(5, 3, 1)
     short = outputs(M, 1, form=form), outputs(N, 2, form=form)
     pad = {"hidden_states": (0, 0, 0, 4), "attention": (0, 4 if form == "scores" else 0, 0, 4)}
@@ -83,7 +186,7 @@ def test_costs_do_not_depend_on_the_amount_of_padding(form):
 @pytest.mark.parametrize("form", ["scores", "factors"])
 def test_counted_padding_is_the_plain_mean_with_masked_keys_as_zero(form):
     student, teacher, attention_mask = outputs(M, 1, form=form), outputs(N, 2, form=form), mask(5, 3, 1)
-    costs = LayerCosts(max_seq_length=LENGTH, count_padding=True)
+    costs = PublishedCosts(max_seq_length=LENGTH, count_padding=True)
     hidden = costs.hidden(student.hidden_states[1:], teacher.hidden_states[1:], attention_mask)
     expected = functional.mse_loss(student.hidden_states[1], teacher.hidden_states[2])
     assert hidden[0, 1].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -104,7 +207,13 @@ def test_prediction_loss_against_the_authors_code():
         logits = get["student_logits"].clone().requires_grad_()
         kind = Regression() if int(get["classes"]) == 1 else KIND
         total, terms = prediction_loss(
-            kind, logits, get["teacher_logits"], get["labels"], float(get["T"]), float(get["alpha"])
+            kind,
+            logits,
+            get["teacher_logits"],
+            get["labels"],
+            float(get["T"]),
+            float(get["alpha"]),
+            mean_over_classes=True,
         )
         total.backward()
         assert total.item() == pytest.approx(get["total"].item(), rel=1e-5)
@@ -114,7 +223,7 @@ def test_prediction_loss_against_the_authors_code():
 
 
 def objective(**changes):
-    return Objective(KIND, LayerCosts(16), **{"beta": 0.1, "theta": 3.0} | changes)
+    return Objective(KIND, PublishedCosts(max_seq_length=16), **{"beta": 0.1, "theta": 3.0} | changes)
 
 
 def test_total_is_the_weighted_sum_of_the_terms():
@@ -165,7 +274,9 @@ def _steps(draw):
         student.hidden_states[1 + i].data.copy_(teacher.hidden_states[1 + j])
         student.attention[i].data.copy_(teacher.attention[j])
     update, merge = draw(st.sampled_from(WEIGHT_UPDATES)), draw(st.booleans())
-    mapping, whole = LayerTransport(m, n, update, 5.0, merge), Objective(KIND, LayerCosts(LENGTH, counted), beta=0.1)
+    published = PublishedCosts(max_seq_length=LENGTH, count_padding=counted)
+    costs = published if counted else draw(st.sampled_from([LayerCosts(), published]))
+    mapping, whole = LayerTransport(m, n, update, 5.0, merge), Objective(KIND, costs, beta=0.1)
     for weights in (*mapping.attention_weights, *mapping.hidden_weights):
         drawn = draw(st.lists(st.floats(1e-12, 1), min_size=len(weights), max_size=len(weights)))
         weights.copy_(torch.tensor(drawn, dtype=torch.float64) / sum(drawn))

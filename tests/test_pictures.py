@@ -23,8 +23,8 @@ def a_run(folder, layers=(2, 3), records=4, branches=("attention", "hidden"), **
     transport, history = LayerTransport(*layers, **options), LayerHistory()
     for record in range(records):
         costs = {branch: 0.1 + torch.rand(*layers, generator=generator) for branch in branches}
-        history.add(transport(**costs))
-        history.record(10 * (record + 1) - 5 * (record == records - 1), transport)
+        history.add(transport(**costs), transport)
+        history.record(10 * (record + 1) - 5 * (record == records - 1))
     folder.mkdir(exist_ok=True)
     history.save(folder)
     return folder

@@ -40,7 +40,7 @@ def steps(rows: slice) -> tuple[list[float], list, dict]:
         LayerOutputs(o.logits[rows], *(tuple(x[rows] for x in part) for part in (o.hidden_states, o.attention)))
         for o in (student, teacher)
     ]
-    mapping, objective = LayerTransport(M, N), Objective(Classification({"0": "a", "1": "b"}), LayerCosts(8), beta=0.1)
+    mapping, objective = LayerTransport(M, N), Objective(Classification({"0": "a", "1": "b"}), LayerCosts(), beta=0.1)
     losses, flows = [], []
     for _ in range(3):
         loss, _, matching = objective(mapping, *parts, mask[rows], None)

@@ -145,9 +145,13 @@ def test_losses_of_classes():
     expected = (math.log(4 / 3) + math.log(2)) / 2
     assert MOODS.hard_loss(logits, torch.tensor([[1], [0]])).item() == pytest.approx(expected)
     one, other = logits[:1], logits[:1].flip(1)  # probabilities 1/4, 3/4 and 3/4, 1/4
-    expected = -(3 / 4 * math.log(1 / 4) + 1 / 4 * math.log(3 / 4)) / 2  # divided by two classes
-    assert MOODS.soft_loss(one, other, 1.0).item() == pytest.approx(expected)
-    assert MOODS.soft_loss(2 * one, 2 * other, 2.0).item() == pytest.approx(4 * expected)
+    divergence = 3 / 4 * math.log(3) + 1 / 4 * math.log(1 / 3)
+    assert MOODS.soft_loss(one, other, 1.0).item() == pytest.approx(divergence)
+    assert MOODS.soft_loss(2 * one, 2 * other, 2.0).item() == pytest.approx(4 * divergence)
+    assert MOODS.soft_loss(one, one, 1.0).item() == pytest.approx(0, abs=1e-7)
+    entropy = -(3 / 4 * math.log(1 / 4) + 1 / 4 * math.log(3 / 4)) / 2  # divided by two classes
+    assert MOODS.soft_loss(one, other, 1.0, mean_over_classes=True).item() == pytest.approx(entropy)
+    assert MOODS.unit_of_loss(np.array([0, 1, 1])) == 1
 
 
 def test_losses_of_a_score():
@@ -155,6 +159,8 @@ def test_losses_of_a_score():
     assert STARS.hard_loss(scores, torch.tensor([2, 1])).item() == pytest.approx((1 + 9) / 2)
     assert STARS.soft_loss(scores, others, 1.0).item() == pytest.approx((1 + 9) / 2)
     assert STARS.soft_loss(scores, others, 7.0).item() == pytest.approx((1 + 9) / 2)
+    assert STARS.unit_of_loss(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 3)
+    assert STARS.unit_of_loss(np.array([4.0, 4.0])) == 1
 
 
 # Answers
