@@ -73,7 +73,8 @@ STUDENT_SCRIPT = Script("bert_emd/emd_task_distill.py", (DistillationArguments,)
 class Plan:
     """tasks x sizes x methods x seeds. A plan without sizes has one, called "".
 
-    teacher, student: options by task. teacher_folder: where a finished teacher lies, with {task}, in place of options.
+    teacher, student, sizes, methods: options as the plan has them, with tables within for a task or a size (see
+    `_options`). teacher_folder: where a finished teacher lies, with {task}, in place of options.
     teacher_seeds: a task has a teacher for each seed, not one for all.
     baseline: the method that others are measured against.
     """
@@ -84,9 +85,9 @@ class Plan:
     baseline: str
     data_dir: str
     teacher_seeds: bool
-    teacher: dict[str, dict]
+    teacher: dict
     teacher_folder: str | None
-    student: dict[str, dict]
+    student: dict
     sizes: dict[str, dict]
     methods: dict[str, dict]
 
@@ -101,14 +102,17 @@ class Plan:
             shared["teacher_model"] = self.teacher_folder.replace("{task}", task)
         else:
             for seed in self.seeds if self.teacher_seeds else [None]:
-                options, folder = self.teacher[task] | shared, output_dir / task / "teacher"
+                options, folder = _options(self.teacher, task) | shared, output_dir / task / "teacher"
                 if seed is not None:
                     options, folder = options | {"seed": seed}, folder / f"seed-{seed}"
                 teachers[seed] = PlannedRun(task, "", "teacher", seed, TEACHER_SCRIPT.path, options, folder)
         yield from teachers.values()
         for size, of_size in self.sizes.items():
             for method, of_method in self.methods.items():
-                options = self.student[task] | of_size | of_method | shared
+                options = {}
+                for table in (self.student, of_size, of_method):
+                    options |= _options(table, task, size)
+                options |= shared
                 if ("student_model" in options) == ("student_layers" in options):
                     name = "/".join(filter(None, (task, size, method)))
                     raise InputError(f"{self.path}: {name}: give either student_layers or student_model")
@@ -135,12 +139,22 @@ class Plan:
             if self.teacher_folder:
                 models[self.teacher_folder.replace("{task}", task)] = "[teacher] folder"
             else:
-                models[self.teacher[task]["model_name_or_path"]] = "[teacher] model_name_or_path"
-            for options in (self.student[task], *self.sizes.values(), *self.methods.values()):
-                if "student_model" in options:
-                    models[options["student_model"]] = "student_model"
+                models[_options(self.teacher, task)["model_name_or_path"]] = "[teacher] model_name_or_path"
+        for run in self.runs(Path()):
+            if "student_model" in run.options:
+                models[run.options["student_model"]] = "student_model"
         for model, option in models.items():
             load_config(model, f"{self.path}: {option}")
+
+
+def _options(table: dict, *names: str) -> dict:
+    """What a table says to all, and then, in the order of the file, what it says in tables within it to one of the
+    `names`."""
+    options = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    for name, within in table.items():
+        if isinstance(within, dict) and name in names:
+            options |= _options(within, *names)
+    return options
 
 
 def read_plan(path: Path) -> Plan:
@@ -163,21 +177,23 @@ def read_plan(path: Path) -> Plan:
         check(isinstance(holder.get(key, {}), dict), f"{where}: must be a table")
         return holder.get(key, {})
 
-    def named(key: str) -> dict[str, dict]:
+    def check_options(where: str, options: dict, script: Script, within: list[str]) -> None:
+        script.check(f"{path}: [{where}]", {k: value for k, value in options.items() if not isinstance(value, dict)})
+        for name, value in options.items():
+            if isinstance(value, dict):
+                check(name in within, f"[{where}.{name}]: {name} is none of the plan's tasks and sizes")
+                check_options(f"{where}.{name}", value, script, within)
+
+    def named(key: str, within: list[str]) -> dict[str, dict]:
         tables = table(plan, key, key)
         for name in tables:
             check(_FOLDER_NAME.fullmatch(name), f"[{key}.{name}]: {name!r} cannot be the name of a folder here")
-            STUDENT_SCRIPT.check(f"{path}: [{key}.{name}]", table(tables, name, f"{key}.{name}"))
+            check_options(f"{key}.{name}", table(tables, name, f"{key}.{name}"), STUDENT_SCRIPT, within)
         return tables
 
-    def by_task(key: str, script: Script) -> dict[str, dict]:
-        options = table(plan, key, key)
-        shared = {name: value for name, value in options.items() if not isinstance(value, dict)}
-        for name in options.keys() - shared.keys():
-            check(name in tasks, f"[{key}.{name}]: {name} is not one of the plan's tasks")
-            script.check(f"{path}: [{key}.{name}]", options[name])
-        script.check(f"{path}: [{key}]", shared)
-        return {task: shared | options.get(task, {}) for task in tasks}
+    def options_of(key: str, script: Script, within: list[str]) -> dict:
+        check_options(key, table(plan, key, key), script, within)
+        return plan.get(key, {})
 
     plan = read_toml(path)
     for key in plan:
@@ -186,7 +202,9 @@ def read_plan(path: Path) -> Plan:
     for task in tasks:
         check(task in TASKS, f"tasks: {task!r} is none of {', '.join(TASKS)}")
     check(all(0 <= seed < 2**32 for seed in seeds), "seeds: must be from 0 to 4294967295")
-    methods, sizes = named("methods"), named("sizes")
+    sizes = named("sizes", tasks)
+    places = [*tasks, *sizes]
+    methods = named("methods", places)
     check(methods, "methods: give at least one, as [methods.emd]")
     baseline, data_dir = plan.get("baseline"), plan.get("data_dir", "glue_data")
     check(baseline in [*methods], f"baseline: must be one of the methods: {', '.join(methods)}")
@@ -195,8 +213,9 @@ def read_plan(path: Path) -> Plan:
     check(isinstance(teacher_seeds, bool), "teacher_seeds: must be true or false")
     folder = table(plan, "teacher", "teacher").get("folder")
     if folder is None:
-        teacher = by_task("teacher", TEACHER_SCRIPT)
-        for task, options in teacher.items():
+        teacher = options_of("teacher", TEACHER_SCRIPT, tasks)
+        for task in tasks:
+            options = _options(teacher, task)
             check("model_name_or_path" in options, f"[teacher]: give model_name_or_path, or a folder, for {task}")
             check(
                 not (teacher_seeds and "seed" in options),
@@ -207,7 +226,7 @@ def read_plan(path: Path) -> Plan:
         alone = isinstance(folder, str) and len(plan["teacher"]) == 1
         check(alone, "[teacher]: folder is where a finished teacher lies, and goes with no other option")
         check(not teacher_seeds, "teacher_seeds: goes with [teacher]'s options, to train by, and with no folder")
-    student = by_task("student", STUDENT_SCRIPT)
+    student = options_of("student", STUDENT_SCRIPT, places)
     read = Plan(
         path, tasks, seeds, baseline, data_dir, teacher_seeds, teacher, folder, student, sizes or {"": {}}, methods
     )

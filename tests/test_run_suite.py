@@ -449,7 +449,7 @@ BAD_PLANS = {
     "options of a task that is not in the plan": (
         "[student]",
         "[student.CoLA]",
-        "[student.CoLA]: CoLA is not one of the plan's tasks",
+        "[student.CoLA]: CoLA is none of the plan's tasks and sizes",
     ),
     "no student": ("student_layers = 2", "", "RTE/none: give either student_layers or student_model"),
     "two students": ("[methods.emd]", '[methods.emd]\nstudent_model = "x"', "RTE/emd: give either student_layers or"),
@@ -471,12 +471,12 @@ BAD_PLANS = {
     "an empty list for an option": (
         "[methods.emd]",
         "[methods.emd]\nbeta = []",
-        "[methods.emd]: beta: give true, false, a number",
+        "[methods.emd.beta]: beta is none of the plan's tasks and sizes",
     ),
     "a table for an option": (
         "[methods.emd]",
         "[methods.emd]\nbeta = {a = 1}",
-        "[methods.emd]: beta: give true, false, a number",
+        "[methods.emd.beta]: beta is none of the plan's tasks and sizes",
     ),
     "a seed in a method": (
         "[methods.emd]",
