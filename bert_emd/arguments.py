@@ -15,7 +15,7 @@ from transformers.hf_argparser import HfArg
 
 from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
 from bert_emd.mappings import MAPPINGS
-from bert_emd.recipes import BEST, RECIPES, has_bf16, recipe_defaults
+from bert_emd.recipes import CUT, RECIPES, has_bf16, recipe_defaults
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
@@ -31,7 +31,7 @@ _NOT_BERT_ADAM = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad
 _REFUSED = ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing")
 
 # What `--help` says of defaults that depend on other options.
-_FOUND = dict.fromkeys(("num_train_epochs", "max_seq_length", *vars(BEST[4, "RTE"])), "by recipe, layers and task") | {
+_FOUND = dict.fromkeys(("max_seq_length", "T_emd", *CUT), "by recipe, student and task") | {
     "bf16": "where the hardware has it, with --recipe recommended",
     "do_train": "True, unless --do_eval or --do_predict is given alone",
 }
@@ -166,7 +166,11 @@ def read_options(
         parser.set_defaults(**defaults_of_run(distillation.student_model or run.output_dir))
         return parser.parse(argv)
     defaults = recipe_defaults(
-        distillation.recipe, student_layers(distillation), task_args.name, distillation.pred_distill
+        distillation.recipe,
+        student_layers(distillation),
+        task_args.name,
+        cut=distillation.student_model is None,
+        pred_distill=distillation.pred_distill,
     )
     if distillation.recipe == "recommended" and not run.fp16:
         defaults["bf16"] = has_bf16(run.use_cpu)

@@ -1,9 +1,9 @@
 """Named sets of defaults: `--recipe` chooses one, and an option given on the command line wins over it.
 
-`recommended` is what we would run today, in bfloat16 where the hardware has it; `authors-2022` and `authors-2020`
-switch on everything that the published code did then and that changes results (see docs/fidelity.md). Under all of them
-β, T_emd, T and the learning rate come from the authors' table of best-performing models, by the student's number of
-layers and the task.
+`recommended` is what we would run today, in bfloat16 where the hardware has it; its values were searched for
+(docs/defaults.md). `authors-2022` and `authors-2020` switch on everything that the published code did then and that
+changes results (see docs/fidelity.md); under them β, T_emd, T and the learning rate come from the authors' table of
+best-performing models, by the student's number of layers and the task.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,11 @@ BEST = {
     (6, "STS-B"): HyperParameters(0.005, 1, 1, 3e-5),
 }
 
-# Epochs and sequence length per task, as the authors' code lists them; it then uses neither: see _AUTHORS.
-EPOCHS = {"CoLA": 50, "MNLI": 5, "MRPC": 20, "SST-2": 8, "STS-B": 30, "QQP": 10, "QNLI": 10, "RTE": 20}  # others 10
+# Of `recommended`, for any task: students cut from the teacher (--student_layers alone) need less than others.
+CUT = {"alpha": 0.5, "beta": 1.0, "T": 1.0, "learning_rate": 1e-4, "num_train_epochs": 5}
+OTHERS = {"alpha": 0.5, "beta": 1.0, "T": 1.0, "learning_rate": 5e-4, "num_train_epochs": 10}
+
+# Sequence length per task, as the authors' code lists it; it then does not use it: see _AUTHORS.
 LENGTHS = {"CoLA": 64, "SST-2": 64}  # all others 128
 
 # What the authors' code does and `recommended` does not: see docs/fidelity.md for each.
@@ -84,20 +87,20 @@ def has_bf16(use_cpu: bool) -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def recipe_defaults(recipe: str, student_layers: int, task: str, pred_distill: bool = False) -> dict:
-    """Option defaults of `recipe` for a student of `student_layers` layers on `task` (GLUE's name, or the user's own).
+def recipe_defaults(recipe: str, student_layers: int, task: str, cut: bool = False, pred_distill: bool = False) -> dict:
+    """Option defaults of `recipe` for a student on `task` (GLUE's name, or the user's own).
 
-    The authors' table knows students of 4 and 6 layers: up to 4 use the column for 4, more the one for 6. A task that
-    is not in it, WNLI or the user's own, has RTE's values, which most tasks share, and 10 epochs. The authors' code
-    has a learning-rate schedule only in the second of two stages (`pred_distill`).
+    cut: the student is the teacher's own layers, which `recommended` looks at. The authors' recipes look at the number
+    of `student_layers` and the task: their table knows students of 4 and 6 layers, up to 4 use the column for 4, more
+    the one for 6, and a task that is not in it, WNLI or the user's own, has RTE's values, which most tasks share. Their
+    code has a learning-rate schedule only in the second of two stages (`pred_distill`).
     """
+    if recipe == "recommended":
+        return {"max_seq_length": LENGTHS.get(task, 128)} | (CUT if cut else OTHERS)
     size = 4 if student_layers <= 4 else 6
-    best = BEST.get((size, task), BEST[size, "RTE"])
-    defaults = {"num_train_epochs": EPOCHS.get(task, 10), "max_seq_length": LENGTHS.get(task, 128)} | vars(best)
-    defaults |= RECIPES[recipe]
-    if recipe != "recommended":
-        if task in AUTHORS_CHOOSE_BY:
-            defaults["metric_for_best_model"] = AUTHORS_CHOOSE_BY[task]
-        if pred_distill:
-            defaults |= {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
+    defaults = vars(BEST.get((size, task), BEST[size, "RTE"])) | RECIPES[recipe]
+    if task in AUTHORS_CHOOSE_BY:
+        defaults["metric_for_best_model"] = AUTHORS_CHOOSE_BY[task]
+    if pred_distill:
+        defaults |= {"lr_scheduler_type": "linear", "warmup_steps": 0.1}
     return defaults

@@ -127,7 +127,8 @@ def _resolved(run: PlannedRun) -> Namespace:
         return TEACHER_SCRIPT.parser().parse_known_args(arguments)[0]
     parser = STUDENT_SCRIPT.parser()
     chosen, _ = parser.parse_known_args(arguments)
-    parser.set_defaults(**recipe_defaults(chosen.recipe, 4, run.task, chosen.pred_distill))
+    cut = chosen.student_model is None
+    parser.set_defaults(**recipe_defaults(chosen.recipe, 4, run.task, cut, chosen.pred_distill))
     return parser.parse_known_args(arguments)[0]
 
 

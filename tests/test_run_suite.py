@@ -471,7 +471,7 @@ BAD_PLANS = {
     "an empty list for an option": (
         "[methods.emd]",
         "[methods.emd]\nbeta = []",
-        "[methods.emd.beta]: beta is none of the plan's tasks and sizes",
+        "[methods.emd]: beta: give true, false, a number",
     ),
     "a table for an option": (
         "[methods.emd]",
