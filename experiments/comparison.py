@@ -49,6 +49,11 @@ class Summary:
     margin: float = MARGIN
 
     @property
+    def name(self) -> str:
+        """Method, and size where there are several."""
+        return f"{self.method}, {self.size}" if self.size else self.method
+
+    @property
     def mean(self) -> float:
         return mean_and_sd(self.values)[0]
 

@@ -6,18 +6,29 @@ from experiments.comparison import TEACHER, Comparison
 from experiments.finished_runs import FinishedRun
 from experiments.model_footprints import Footprints
 from experiments.report import Picture
-from experiments.score_pictures import draw_accuracy_against_latency, draw_dev_scores
+from experiments.score_pictures import draw_accuracy_against_latency, draw_dev_scores, draw_forest, draw_methods
 
 
 def draw_pictures(
     runs: list[FinishedRun], comparison: Comparison, footprints: Footprints, folder: Path
 ) -> list[Picture]:
-    """Into `folder`, for each figure: the dev score over training, a line for each method, and the score against the
-    time for a sentence, where it was measured. PNG and SVG."""
+    """Into `folder`, for each figure: every method's score and its difference to the baseline, the dev score over
+    training, and the score against the time for a sentence where students of several sizes were measured. PNG and SVG.
+    """
     pictures = []
     for figure in comparison.figures:
         metric = figure.key.removeprefix("eval_")
         name = figure.title.lower().replace(" ", "-").replace("ρ", "rho")
+        summaries = [summary for summary in comparison.summaries if summary.figure == figure]
+        students = [summary for summary in summaries if summary.method != TEACHER]
+        if students:
+            compared = {s.name: s.mean for s in summaries if s.method in (TEACHER, comparison.baseline)}
+            draw_methods(students, compared, folder / f"{name}-methods")
+            pictures.append(Picture(folder / f"{name}-methods.svg", f"{figure.title}: every method's score"))
+        differences = [summary for summary in students if summary.difference is not None]
+        if differences:
+            draw_forest(differences, folder / f"{name}-differences")
+            pictures.append(Picture(folder / f"{name}-differences.svg", f"{figure.title}: against the baseline"))
         methods: dict[str, list[FinishedRun]] = {}
         for run in runs:
             if run.method != TEACHER and run.task.name == figure.task.name:
@@ -31,13 +42,11 @@ def draw_pictures(
             draw_dev_scores(lines, folder / f"{name}-training", metric)
             pictures.append(Picture(folder / f"{name}-training.svg", f"{figure.title}: dev score over training"))
         models = [
-            (label(summary.size, summary.method), footprint.milliseconds / 1000, summary.mean / 100)
-            for summary in comparison.summaries
-            if summary.figure == figure
-            and (footprint := footprints.get((summary.size, summary.method)))
-            and footprint.milliseconds
+            (summary.name, footprint.milliseconds / 1000, summary.mean / 100)
+            for summary in summaries
+            if (footprint := footprints.get((summary.size, summary.method))) and footprint.milliseconds
         ]
-        if len(models) > 1:
+        if len({summary.size for summary in students}) > 1 and len(models) > 1:
             draw_accuracy_against_latency(models, folder / f"{name}-latency", metric)
             pictures.append(Picture(folder / f"{name}-latency.svg", f"{figure.title}: dev score against speed"))
     return pictures

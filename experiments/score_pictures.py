@@ -8,8 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from bert_emd.pictures import DASHES, GREYS, STYLE, name_ends, save_picture
+from experiments.comparison import Summary
 
 # Bands over seeds that can be told apart in one panel.
 _MOST_BANDS = 3
@@ -75,6 +77,56 @@ def _draw_band(axis: Axes, steps: np.ndarray, scores: np.ndarray, color: str, li
         axis.fill_between(steps, low, high, facecolor=color, alpha=0.12, linewidth=0)
         for edge in (low, high):
             axis.plot(steps, edge, linewidth=0.5, color=color, linestyle=linestyle)
+
+
+def draw_forest(rows: list[Summary], path: str | Path) -> Figure:
+    """What each method adds to the baseline on one figure, in points; `rows` have a difference each.
+
+    A mark is the mean over seeds, its line the 95 % interval, or of a method without one, none; full marks are claims,
+    better or worse. Differences within the grey band are smaller than matters.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.5, 0.9 + 0.22 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        axis.axvspan(-rows[0].margin, rows[0].margin, color="0.9", linewidth=0)
+        axis.axvline(0, color="0", linewidth=0.8)
+        for place, row in enumerate(rows):
+            if row.interval:
+                axis.plot(row.interval, [place, place], color="0", linewidth=1.2, solid_capstyle="butt")
+            axis.plot(row.difference, place, "o", color="0", markersize=5, markerfacecolor="0" if row.claim else "1")
+        _name_rows(axis, [row.name for row in rows])
+        axis.set_xlabel(f"points against the baseline; the band is ±{rows[0].margin:g}")
+        axis.set_title(f"{rows[0].figure.title}: difference to the baseline, 95 % interval")
+        return save_picture(figure, path)
+
+
+def draw_methods(rows: list[Summary], lines: dict[str, float], path: str | Path) -> Figure:
+    """One figure of each method, in points: small dots are seeds, the mark their mean, its line the 95 % interval of
+    that mean over seeds (t). `lines`: scores to compare with, by name."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.5, 1.1 + 0.22 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        for k, (name, score) in enumerate(lines.items()):
+            axis.axvline(score, color="0.4", linewidth=1, linestyle=DASHES[k % len(DASHES)], label=name)
+        for place, row in enumerate(rows):
+            axis.plot(row.values, [place] * len(row.values), ".", color="0.55", markersize=4)
+            if row.sd is not None:
+                reach = row.sd * stats.t.ppf(0.975, len(row.values) - 1) / len(row.values) ** 0.5
+                axis.plot([row.mean - reach, row.mean + reach], [place, place], color="0", linewidth=1.2)
+            axis.plot(row.mean, place, "o", color="0", markersize=5)
+        _name_rows(axis, [row.name for row in rows])
+        if lines:
+            figure.legend(loc="outside lower center", ncols=len(lines), frameon=False)
+        seeds = sorted({len(row.values) for row in rows})
+        axis.set_title(f"{rows[0].figure.title}: mean of {' or '.join(map(str, seeds))} seeds, 95 % interval")
+        return save_picture(figure, path)
+
+
+def _name_rows(axis: Axes, names: list[str]) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
 
 
 def draw_accuracy_against_latency(

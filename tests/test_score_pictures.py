@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from drawn import assert_apart, texts
 
-from experiments.score_pictures import draw_accuracy_against_latency, draw_dev_scores
+from bert_finetune.glue import get_task
+from experiments.comparison import Summary
+from experiments.finished_runs import DevFigure
+from experiments.score_pictures import (
+    draw_accuracy_against_latency,
+    draw_dev_scores,
+    draw_forest,
+    draw_methods,
+)
 
 
 def scores_of(folder, scores):
@@ -71,3 +79,37 @@ def test_accuracy_against_latency(tmp_path):
     assert {"teacher", "EMD", "plain", "uniform", "milliseconds a sentence"} <= set(texts(tmp_path / "speed.svg"))
     assert_apart(axis)
     draw_accuracy_against_latency(models[:1], tmp_path / "one")
+
+
+def summaries(**changes):
+    figure = DevFigure(get_task("MRPC"))
+    told = {"difference": 1.0, "interval": (0.2, 1.8), "common": (1, 2, 3)} | changes
+    return [
+        Summary(figure, "small", "emd", (81.0, 82.0, 83.0), holm_p=0.01, **told),
+        Summary(figure, "small", "uniform", (80.0, 81.0, 82.5), holm_p=0.4, **told | {"difference": 0.1}),
+    ]
+
+
+def test_differences_stand_in_an_interval_beside_a_band_of_what_matters(tmp_path):
+    (axis,) = draw_forest(summaries(), tmp_path / "forest").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["emd, small", "uniform, small"]
+    lines = [line for line in axis.get_lines() if len(line.get_xdata()) == 2 and line.get_xdata()[0] != 0]
+    assert [tuple(line.get_xdata()) for line in lines] == [(0.2, 1.8)] * 2
+    marks = [line for line in axis.get_lines() if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marks] == [1.0, 0.1]
+    assert [line.get_markerfacecolor() for line in marks] == ["0", "1"]  # only the first is a claim
+    (band,) = axis.patches
+    assert (band.get_x(), band.get_width()) == (-0.5, 1.0)
+    assert "MRPC F1: difference to the baseline, 95 % interval" in texts(tmp_path / "forest.svg")
+    (alone,) = draw_forest(summaries(interval=None)[:1], tmp_path / "one").axes
+    assert not [line for line in alone.get_lines() if tuple(line.get_xdata()) == (0.2, 1.8)]
+
+
+def test_every_method_s_mean_with_its_interval_over_seeds(tmp_path):
+    (axis,) = draw_methods(summaries(), {"teacher": 85.0, "none": 80.0}, tmp_path / "methods").axes
+    means = [line.get_xdata()[0] for line in axis.get_lines() if line.get_marker() == "o"]
+    assert means == [82.0, pytest.approx(81.1667, abs=1e-3)]
+    half = 4.302653 * 1.0 / 3**0.5  # t of 2 degrees of freedom, standard deviation 1
+    intervals = [tuple(line.get_xdata()) for line in axis.get_lines() if line.get_color() == "0"]
+    assert (pytest.approx(82 - half, abs=1e-4), pytest.approx(82 + half, abs=1e-4)) in intervals
+    assert {"teacher", "none", "MRPC F1: mean of 3 seeds, 95 % interval"} <= set(texts(tmp_path / "methods.svg"))
