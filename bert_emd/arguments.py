@@ -16,6 +16,7 @@ from transformers.hf_argparser import HfArg
 from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
 from bert_emd.mappings import MAPPINGS
 from bert_emd.recipes import CUT, RECIPES, has_bf16, recipe_defaults
+from bert_emd.starts import STARTS
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
@@ -49,6 +50,23 @@ class DistillationArguments:
         default=None,
         help="Start the student from the teacher's own layers: a number (3: evenly spaced) or a list, counted from 1 "
         "(1,3,5).",
+    )
+    student_width: int | None = HfArg(
+        default=None, help="With --student_layers: a student of this width, not the teacher's."
+    )
+    student_ffn: int | None = HfArg(
+        default=None, help="Width of its feed-forward layers; left out, in the teacher's ratio to the width."
+    )
+    student_heads: int | None = HfArg(
+        default=None, help="Its attention heads; left out, as many as the teacher's, or attention cannot be compared."
+    )
+    student_start: Literal[tuple(STARTS)] = HfArg(
+        default=next(iter(STARTS)),
+        metadata={"choices": STARTS},
+        help="What a student made by --student_layers takes from the teacher, projected onto the principal directions "
+        "of its hidden states where the student is narrower. "
+        + "; ".join(f"{name}: {start.what}" for name, start in STARTS.items())
+        + ".",
     )
     recipe: Literal[tuple(RECIPES)] = HfArg(
         default="recommended",
@@ -196,7 +214,8 @@ def student_layers(distillation: DistillationArguments) -> int:
     if distillation.student_model:
         return load_config(distillation.student_model, "--student_model").num_hidden_layers
     teacher = load_config(distillation.teacher_model, "--teacher_model")
-    return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers))
+    copied = STARTS[distillation.student_start].layers
+    return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, copied))
 
 
 def defaults_of_run(folder: str) -> dict:
@@ -224,6 +243,9 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
             raise InputError(f"--{name} {getattr(distillation, name)}: must be {rule}")
     if distillation.student_model and distillation.student_layers:
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
+    for name in ("student_width", "student_ffn", "student_heads"):
+        if distillation.student_model and getattr(distillation, name) is not None:
+            raise InputError(f"--{name}: --student_model has its own; leave one of them out")
     if distillation.optimizer == "bert_adam":
         for field in dataclasses.fields(args):
             if field.name in _NOT_BERT_ADAM and getattr(args, field.name) != field.default:

@@ -14,8 +14,9 @@ from bert_finetune.checkpoints import check_finite, output_layer, read_weights
 from bert_finetune.errors import InputError
 
 
-def parse_student_layers(text: str, teacher_layers: int) -> list[int]:
-    """`--student_layers` as teacher layer numbers, 1-based: "3" is three evenly spaced ones, "1,3,5" just those."""
+def parse_student_layers(text: str, teacher_layers: int, copied: bool = True) -> list[int]:
+    """`--student_layers` as teacher layer numbers, 1-based: "3" is three evenly spaced ones, "1,3,5" just those. Where
+    none is `copied` there may be more than the teacher has."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -23,7 +24,7 @@ def parse_student_layers(text: str, teacher_layers: int) -> list[int]:
     if not numbers:
         raise InputError(f"--student_layers {text}: give a number of layers (3) or teacher layers (1,3,5)")
     layers = evenly_spaced_layers(numbers[0], teacher_layers) if "," not in text and numbers[0] > 0 else numbers
-    if len(layers) > teacher_layers or not all(1 <= layer <= teacher_layers for layer in layers):
+    if (copied and len(layers) > teacher_layers) or not all(1 <= layer <= teacher_layers for layer in layers):
         raise InputError(
             f"--student_layers {text}: the teacher has {teacher_layers} layers; give at most {teacher_layers}, or "
             f"numbers from 1 to {teacher_layers}"
@@ -36,7 +37,7 @@ def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrai
 
     Raises InputError where a layer cannot stand in another one's place, as ModernBERT's others in its first one's.
     """
-    name, stack = _layer_stack(teacher)
+    name, stack = layer_stack(teacher)
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):  # some look at all tokens, others at those nearby
@@ -59,7 +60,8 @@ def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrai
     return student
 
 
-def _layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of a model's layers, and its name. Raises InputError where there is none, as in ALBERT."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return name, module

@@ -14,12 +14,14 @@ from bert_emd.attention_scores import expose_attention
 from bert_emd.distillation import Distillation
 from bert_emd.layer_mapping import LayerMapping
 from bert_emd.mappings import MAPPINGS
+from bert_emd.narrow_student import Shape, is_copy, make_student, start_from_teacher
 from bert_emd.objectives import LayerCosts, Objective, PublishedCosts
+from bert_emd.starts import STARTS
 from bert_emd.student import (
+    StoredProjections,
     make_projections,
     parse_student_layers,
     stored_projections,
-    student_from_teacher,
     use_relu_head,
 )
 from bert_emd.teacher_answers import CachePlan, plan_cache
@@ -58,15 +60,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     tokenizer = load_shared_tokenizer(distillation, task_args.do_lower_case)
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
     student = load_student(distillation, teacher, task)
-    stored = None
-    if distillation.student_model:
-        stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
     for model in (teacher, student):
         check_length(model.config, task_args.max_seq_length)
     mapping = make_mapping(distillation, student.config, teacher.config)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     check_batch(args, datasets.train)
+    stored = start_student(distillation, student, teacher.to(args.device), datasets.train, tokenizer)
     costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
     if distillation.objective == "published":
         lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
@@ -168,13 +168,40 @@ def load_shared_tokenizer(distillation: DistillationArguments, do_lower_case: bo
 
 
 def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
-    """The student as it starts: a model of its own, or the teacher's embeddings, head and chosen layers."""
+    """A model of its own, or one of the teacher's architecture, which `start_student` may have to fill."""
     if distillation.student_model:
         return load_classifier(distillation.student_model, task, "--student_model")
-    layers = parse_student_layers(distillation.student_layers, teacher.config.num_hidden_layers)
+    shape = shape_of_student(distillation)
+    return make_student(teacher, layers_for_student(distillation, teacher), shape, STARTS[distillation.student_start])
+
+
+def shape_of_student(distillation: DistillationArguments) -> Shape:
+    return Shape(distillation.student_width, distillation.student_ffn, distillation.student_heads)
+
+
+def layers_for_student(distillation: DistillationArguments, teacher: PreTrainedModel) -> list[int]:
+    """The teacher's layer for each of the student's."""
+    copied = STARTS[distillation.student_start].layers
+    return parse_student_layers(distillation.student_layers, teacher.config.num_hidden_layers, copied)
+
+
+def start_student(
+    distillation: DistillationArguments,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    train: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+) -> StoredProjections | None:
+    """Fill in what a student of the teacher's architecture takes from it; the maps to the teacher's width that the
+    student brings."""
+    if distillation.student_model:
+        return stored_projections(distillation.student_model, teacher.config.hidden_size)
+    layers, start = layers_for_student(distillation, teacher), STARTS[distillation.student_start]
     if is_main_process():
-        print(f"student from the teacher's layers {', '.join(map(str, layers))}")
-    return student_from_teacher(teacher, layers)
+        print(f"student from the teacher's layers {', '.join(map(str, layers))}" if start.layers else start.what)
+    if is_copy(shape_of_student(distillation), start) or not start.embeddings:
+        return None
+    return start_from_teacher(student, teacher, layers, start, train, tokenizer)
 
 
 def make_mapping(
