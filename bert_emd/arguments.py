@@ -187,7 +187,7 @@ def read_options(
         distillation.recipe,
         student_layers(distillation),
         task_args.name,
-        cut=distillation.student_model is None,
+        cut=not (distillation.student_model or distillation.student_width or distillation.student_start != "layers"),
         pred_distill=distillation.pred_distill,
     )
     if distillation.recipe == "recommended" and not run.fp16:
