@@ -1,12 +1,13 @@
-"""The whole way in minutes on a CPU: fine-tune a teacher, distil a student with EMD, compare.
+"""The whole way in minutes on a CPU: fine-tune a teacher, distil a narrow student with EMD, compare.
 
     python quickstart.py            a part of the data, a few minutes on 2 cores
     python quickstart.py --full     all of it, 3 epochs
 
 Needs no model hub and no GLUE server: the teacher starts from all-MiniLM-L6-v2 (6 layers x 384, Apache 2.0) and the
 text is 10,605 movie-review sentences that people rated from -4 to 4 (MIT), both from packages on PyPI. Sentences rated
-.5 or more either way make a task like SST-2. Each step is one of this project's scripts; its command is printed, to be
-repeated or changed.
+.5 or more either way make a task like SST-2. The students have 3 layers x 192 and start alike, from the teacher; one
+then learns from the labels, one from the teacher's predictions, one from its layers too. Each step is one of this
+project's scripts; its command is printed, to be repeated or changed.
 """
 
 import argparse
@@ -43,6 +44,14 @@ TEXT_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.g
 TEXT_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 TEXT_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 
+# What the students learn from.
+STUDENTS = {
+    "labels only": ["--layer_mapping", "none", "--alpha", 0],
+    "predictions": ["--layer_mapping", "none", "--alpha", 1],
+    "EMD": ["--alpha", 1],
+}
+
+WIDTH = 192
 DEV_SENTENCES = 992
 MIN_RATING = 0.5
 
@@ -51,9 +60,9 @@ MIN_RATING = 0.5
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all sentences, 3 epochs")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the three runs (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the four runs (default 1)")
     parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the three models go"
+        "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the four models go"
     )
     parser.add_argument("--data_only", action="store_true", help="only fetch model and text and write the sentences")
     options = parser.parse_args(argv)
@@ -69,27 +78,18 @@ def main(argv: list[str] | None = None) -> None:
     if options.data_only:
         return
 
-    teacher, plain, emd = (options.output_dir / name for name in ("teacher", "student-plain", "student-emd"))
+    teacher = options.output_dir / "teacher"
     shared = ["--task_name", "SST-2", "--data_dir", data, "--max_seq_length", 64, "--num_train_epochs", epochs]
     shared += ["--train_batch_size", 16, "--seed", options.seed, "--overwrite_output_dir"]
     finetuning = ["--model_name_or_path", MODEL, "--do_train", "--learning_rate", 5e-5]
     run("bert_finetune/run_glue.py", *finetuning, *shared, "--output_dir", teacher)
-    # Both students start from the same three layers of the teacher; one then has only the labels to learn from.
     # In float32, so that the figures are the same on every machine.
-    student = ["--teacher_model", teacher, "--student_layers", 3, "--learning_rate", 1e-4, "--bf16", "False"]
-    run(
-        "bert_emd/emd_task_distill.py",
-        *student,
-        "--layer_mapping",
-        "none",
-        "--alpha",
-        0,
-        *shared,
-        "--output_dir",
-        plain,
-    )
-    run("bert_emd/emd_task_distill.py", *student, "--alpha", 0.5, "--beta", 1, *shared, "--output_dir", emd)
-    report(options.output_dir, {"teacher": teacher, "plain student": plain, "EMD student": emd}, dev)
+    student = ["--teacher_model", teacher, "--student_layers", 3, "--student_width", WIDTH, "--bf16", "False"]
+    models = {"teacher": teacher}
+    for name, method in STUDENTS.items():
+        models[name] = options.output_dir / f"student-{name.replace(' ', '-')}"
+        run("bert_emd/emd_task_distill.py", *student, *method, *shared, "--output_dir", models[name])
+    report(options.output_dir, models, dev)
 
 
 def fetch_model() -> None:
@@ -167,25 +167,29 @@ def run(script: str, *arguments) -> None:
 
 
 def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) -> None:
-    """Measure the three models, print the table and write it into `folder`."""
-    # A heavy import, not needed before the three runs.
+    """Measure the models, print the table and write it into `folder`; all students are of one size and one speed."""
+    # A heavy import, not needed before the runs.
     from bert_finetune.footprint import measure_folders
 
     print("\nmeasuring speed ...", flush=True)
-    footprints = measure_folders(list(models.values()), [sentence for sentence, _ in dev[:320]])
+    sizes = [models["teacher"], models["EMD"]]
+    teacher, student = measure_folders(sizes, [sentence for sentence, _ in dev[:320]])
     table = [
-        "| model | dev accuracy | parameters | weights | a sentence | speed-up |",
-        "|---|---|---|---|---|---|",
+        "| model | dev accuracy | answers as the teacher | parameters | weights | a sentence | speed-up |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (name, path), footprint in zip(models.items(), footprints, strict=True):
-        accuracy = json.loads((path / "eval_results.json").read_text())["eval_accuracy"]
+    for name, path in models.items():
+        results = json.loads((path / "eval_results.json").read_text())
+        agreement = f"{results['eval_agreement']:.3f}" if name != "teacher" else ""
+        size = teacher if name == "teacher" else student
+        speed_up = teacher.milliseconds / size.milliseconds
         table.append(
-            f"| {name} | {accuracy:.3f} | {footprint.parameters / 1e6:.1f}M | {footprint.megabytes:.0f} MB "
-            f"| {footprint.milliseconds:.2f} ms | {footprints[0].milliseconds / footprint.milliseconds:.1f} x |"
+            f"| {name} | {results['eval_accuracy']:.3f} | {agreement} | {size.parameters / 1e6:.1f}M "
+            f"| {size.megabytes:.0f} MB | {size.milliseconds:.2f} ms | {speed_up:.1f} x |"
         )
     write_atomically(folder / "results.md", "\n".join(table) + "\n")
     print("\n".join(table))
-    print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {models['EMD student'] / 'flow.png'}")
+    print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {models['EMD'] / 'flow.png'}")
 
 
 if __name__ == "__main__":

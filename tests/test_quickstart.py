@@ -35,9 +35,10 @@ def run_warm(command, cwd):
 @pytest.mark.training
 @pytest.mark.xdist_group("warm")
 def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
-    """The three runs, the table and the picture, on a tiny model and made-up sentences."""
+    """The four runs, the table and the picture, on a tiny model and made-up sentences."""
     monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=run_warm))
     monkeypatch.setattr(quickstart, "MODEL", pretrained)
+    monkeypatch.setattr(quickstart, "WIDTH", 12)
     monkeypatch.setattr(quickstart, "fetch_model", lambda: None)
     monkeypatch.setattr(quickstart, "fetch_text", lambda: None)
     monkeypatch.setattr(quickstart, "DEV_SENTENCES", 40)
@@ -50,19 +51,19 @@ def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
     commands = [line for line in printed.splitlines() if line.startswith("$ python ")]
     assert [re.search(r"bert_\w+/\w+\.py", line)[0] for line in commands] == [
         "bert_finetune/run_glue.py",
-        "bert_emd/emd_task_distill.py",
-        "bert_emd/emd_task_distill.py",
+        *["bert_emd/emd_task_distill.py"] * 3,
     ]
     table = (out / "results.md").read_text()
     assert table in printed
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["teacher", "plain student", "EMD student"]
+    assert [row[0] for row in rows] == ["teacher", "labels only", "predictions", "EMD"]
     for row in rows:
-        assert 0 <= float(row[1]) <= 1 and float(row[4].removesuffix(" ms")) > 0
-    assert rows[0][5] == "1.0 x"
-    assert (out / "student-emd/flow.png").read_bytes().startswith(b"\x89PNG")
+        assert 0 <= float(row[1]) <= 1 and float(row[5].removesuffix(" ms")) > 0
+    assert rows[0][2] == "" and all(0 <= float(row[2]) <= 1 for row in rows[1:])
+    assert rows[0][6] == "1.0 x" and len({tuple(row[3:]) for row in rows[1:]}) == 1
+    assert (out / "student-EMD/flow.png").read_bytes().startswith(b"\x89PNG")
     # A second run starts over in the same folder.
-    assert (out / "student-emd" / "model.safetensors").exists()
+    assert (out / "student-EMD" / "model.safetensors").exists()
 
 
 def test_data_only(tmp_path, monkeypatch):
