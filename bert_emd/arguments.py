@@ -68,6 +68,12 @@ class DistillationArguments:
         + "; ".join(f"{name}: {start.what}" for name, start in STARTS.items())
         + ".",
     )
+    agreement_file: str | None = HfArg(
+        default=None,
+        help="File in any format that --test_file takes, with the text columns of the task and with or without labels: "
+        "on it the finished student is measured once, by its agreement with the teacher, and by the task's figures "
+        "where there are labels (test_... in eval_results).",
+    )
     recipe: Literal[tuple(RECIPES)] = HfArg(
         default="recommended",
         help="Set of defaults (bert_emd/recipes.py), the hyper-parameters chosen by the student's size and the task.",

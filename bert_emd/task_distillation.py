@@ -28,7 +28,7 @@ from bert_emd.teacher_answers import CachePlan, plan_cache
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
-from bert_finetune.data import load_datasets
+from bert_finetune.data import load_datasets, load_held_out
 from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
 from bert_finetune.finishing import Ending, finish, write_predictions
@@ -38,9 +38,9 @@ from bert_finetune.paths import for_others
 from bert_finetune.processes import is_main_process
 from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
-from bert_finetune.task_kinds import TaskKind
-from bert_finetune.training import TaskTrainer, check_batch
-from bert_finetune.training_log import is_figure
+from bert_finetune.task_kinds import AGREEMENT, TaskKind
+from bert_finetune.training import Measurement, TaskTrainer, check_batch
+from bert_finetune.training_log import all_figures
 
 
 def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
@@ -50,14 +50,16 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     task = task_args.load_task(
         load_config(distillation.teacher_model, "--teacher_model"), fine_tuned=True, splits=args.splits
     )
-    task.check_metric(args.metric_for_best_model)
+    task.check_metric(args.metric_for_best_model, *AGREEMENT)
     if not distillation.one_step and not distillation.pred_distill:
         args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
 
     teacher = load_classifier(
         distillation.teacher_model, task, "--teacher_model", fine_tuned=True, output_names=task_args.output_names
     )
-    tokenizer = load_shared_tokenizer(distillation, task_args.do_lower_case)
+    tokenizer = load_shared_tokenizer(
+        distillation.teacher_model, distillation.student_model, "--student_model", task_args.do_lower_case
+    )
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
     student = load_student(distillation, teacher, task)
     for model in (teacher, student):
@@ -65,6 +67,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     mapping = make_mapping(distillation, student.config, teacher.config)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     check_batch(args, datasets.train)
     stored = start_student(distillation, student, teacher.to(args.device), datasets.train, tokenizer)
     costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
@@ -87,7 +90,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     }
     experiment = describe_experiment(args, (distillation, task_args), read)
     with output_folder(args, experiment) as checkpoint:
-        teacher_figures = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev)
+        teachers = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev, held_out)
         train, cache = datasets.train, None
         if plan is not None:
             if is_main_process():
@@ -107,6 +110,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
             train,
             datasets.dev,
             experiment,
+            held_out,
+            {name: answers.logits for name, answers in teachers.answers.items()},
             teacher_mode=distillation.teacher_mode,
             optimizer=distillation.optimizer,
             teacher_cache=cache,
@@ -118,8 +123,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         name = "teacher (with a relu before its classifier)" if relus else "teacher"
         ending = Ending(
             origin(trainer, teacher),
-            compared=[(name, teacher, teacher_figures)],
-            figures={f"teacher_{key}": value for key, value in teacher_figures.items()},
+            compared=[(name, teacher, teachers.figures)],
+            figures={f"teacher_{key}": value for key, value in teachers.figures.items()},
             writers=[lambda folder: write_layers(trainer, folder)],
             hooks=relus,
         )
@@ -131,37 +136,67 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
 
 def evaluate_student(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
     """Measure a finished student, and write its predictions into the output folder: `--student_model`, or the model
-    in `--output_dir`."""
+    in `--output_dir`. With `--teacher_model`, also how it agrees with that."""
     open_repository(args, distillation.student_model)
     name = distillation.student_model or args.output_dir
     option = "--student_model" if distillation.student_model else "--output_dir"
     task = task_args.load_task(load_config(name, option), fine_tuned=True, splits=args.splits)
     model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names)
-    tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
-    check_length(model.config, task_args.max_seq_length)
+    models, teacher = [model], None
+    if distillation.teacher_model:
+        tokenizer = load_shared_tokenizer(distillation.teacher_model, name, option, task_args.do_lower_case)
+        teacher = load_classifier(
+            distillation.teacher_model, task, "--teacher_model", fine_tuned=True, output_names=task_args.output_names
+        )
+        models.append(teacher)
+    else:
+        tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
+    for each in models:
+        check_length(each.config, task_args.max_seq_length)
+        if distillation.head == "relu":
+            use_relu_head(each)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
-    if distillation.head == "relu":
-        use_relu_head(model)
-    trainer = TaskTrainer(model, args, task, tokenizer, dev=datasets.dev)
-    if args.do_eval:
-        trainer.evaluate()
+    held_out = load_agreement_file(distillation, task_args, task, tokenizer)
+    teacher_logits = {}
+    if teacher is not None:
+        measured = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev, held_out)
+        teacher_logits = {name: answers.logits for name, answers in measured.answers.items()}
+    trainer = TaskTrainer(
+        model, args, task, tokenizer, dev=datasets.dev, held_out=held_out, teacher_logits=teacher_logits
+    )
+    figures = trainer.measure().figures
+    if figures and is_main_process():
+        print(all_figures(figures))
     write_predictions(trainer, datasets.test)
     push(args)
 
 
-def load_shared_tokenizer(distillation: DistillationArguments, do_lower_case: bool | None) -> PreTrainedTokenizerBase:
-    """The tokenizer that both models understand. Raises InputError where their vocabularies differ."""
-    teachers = load_tokenizer(distillation.teacher_model, "--teacher_model", do_lower_case)
-    if not distillation.student_model:
+def load_agreement_file(
+    distillation: DistillationArguments, task_args: TaskArguments, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> Dataset | None:
+    """`--agreement_file`, where it is given. Raises InputError where there is no teacher to agree with."""
+    if distillation.agreement_file is None:
+        return None
+    if distillation.teacher_model is None:
+        raise InputError("--agreement_file: whom is the student to agree with? Give --teacher_model")
+    return load_held_out(task, Path(distillation.agreement_file), tokenizer, task_args.max_seq_length)
+
+
+def load_shared_tokenizer(
+    teacher: str, student: str | None, option: str, do_lower_case: bool | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that both models understand; `option`: where the student's name comes from, None for one that is
+    made from the teacher. Raises InputError where their vocabularies differ."""
+    teachers = load_tokenizer(teacher, "--teacher_model", do_lower_case)
+    if not student:
         return teachers
-    students = load_tokenizer(distillation.student_model, "--student_model", do_lower_case)
+    students = load_tokenizer(student, option, do_lower_case)
     theirs, ours = teachers.get_vocab(), students.get_vocab()
     if theirs != ours:
         token = min(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
         raise InputError(
-            f"--student_model {distillation.student_model}: its vocabulary ({len(ours)} tokens) is not that of "
-            f"--teacher_model {distillation.teacher_model} ({len(theirs)} tokens), see {token!r}; both must read the "
-            "same input"
+            f"{option} {student}: its vocabulary ({len(ours)} tokens) is not that of --teacher_model {teacher} "
+            f"({len(theirs)} tokens), see {token!r}; both must read the same input"
         )
     # A model without segment ids ignores them, but one that has them must be given them.
     return students if "token_type_ids" in students.model_input_names else teachers
@@ -301,23 +336,30 @@ def evaluate_teacher(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     dev: dict[str, Dataset],
-) -> dict[str, float]:
-    """Measure and show the teacher's dev figures, with a warning when a constant answer would do as well."""
+    held_out: Dataset | None,
+) -> Measurement:
+    """Measure the teacher and show its figures, with a warning when a constant answer would do as well on the dev set,
+    where there is one."""
     if is_main_process():
         print(f"teacher: {teacher.config.num_hidden_layers} layers x {teacher.config.hidden_size}")
-    trainer = TaskTrainer(teacher, args, task, tokenizer, dev=dev)
-    metrics = trainer.evaluate()
+    trainer = TaskTrainer(teacher, args, task, tokenizer, dev=dev, held_out=held_out)
+    measured = trainer.measure()
+    if measured.figures and is_main_process():
+        print(all_figures(measured.figures))
     # Without the wrapper that evaluation in bf16 leaves, which would copy all of its answers to float32.
     trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)
+    if not dev:
+        return measured
     labels = np.array(next(iter(dev.values()))["labels"])
-    score, chance = metrics[task.best_metric], task.kind.constant_figure(task.metric, labels, task.kind.outputs)
+    score = measured.figures[task.best_metric]
+    chance = task.kind.constant_figure(task.metric, labels, task.kind.outputs)
     if score <= chance and is_main_process():
         print(
             f"warning: the teacher's {task.metric} of {score:.4f} is no better than a constant answer's {chance:.4f}; "
             "is it a model for this task, with its classes in this order?",
             file=sys.stderr,
         )
-    return {key: value for key, value in metrics.items() if is_figure(key)}
+    return measured
 
 
 def origin(trainer: DistillationTrainer, teacher: PreTrainedModel) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Options that may differ when a run goes on: they decide where things lie, what is said, sent, measured beside, and on
 # what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
 MAY_CHANGE = """
-    output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file
+    output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file agreement_file
     model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir teacher_cache_limit
     do_train do_eval do_predict
     per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
+from bert_finetune.own_files import OwnFiles
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import Table, read_tsv
 
@@ -135,6 +136,17 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_lengt
 
     tokenized = dataset.map(encode, batched=True, remove_columns=["text_a", "text_b"][: 1 + pair])
     return tokenized.rename_column("label", "labels") if "label" in tokenized.column_names else tokenized
+
+
+def load_held_out(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
+    """A file with the task's text columns, read as the user's own files are, or, where it is a .tsv of a GLUE task, as
+    GLUE's; with `labels` where it has their column and they are not all missing."""
+    if task.own_files is None and path.suffix.lower() != ".tsv":
+        task = replace(task, own_files=OwnFiles(task.label_column))
+    files = task.own_files or GlueFiles(task)
+    table = files.read(path)
+    labelled = task.label_column in table.columns and any(label is not None for label in files.labels(table))
+    return tokenize(load_split(task, path, "dev" if labelled else "test"), tokenizer, max_seq_length)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from bert_finetune.outputs import forget_replaced_run
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.samplers import longest_first
 from bert_finetune.submission import as_file
-from bert_finetune.training import Measurement, TaskTrainer
-from bert_finetune.training_log import format_figures, history
+from bert_finetune.training import Answers, TaskTrainer
+from bert_finetune.training_log import all_figures, format_figures, history
 
 # Into the output folder goes what each of these writes; it returns the pictures (PNG) among that.
 Writer = Callable[[Path], list[Path]]
@@ -74,12 +74,12 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
     forget_replaced_run(folder)
     save_classifier(trainer.classifier, trainer.processing_class, folder)
     write_eval_results(folder, results, history(trainer.state))
-    write_dev_predictions(folder, measured)
+    write_answers(folder, measured.answers)
     pictures = [picture for write in ending.writers for picture in write(folder)]
     _show_in_tensorboard(trainer, pictures)
     _write_card(trainer, ending, saved, results, pictures)
     trainer.remove_spare_checkpoints()
-    print(f"saved in {folder}, step {results['global_step']}  dev: {format_figures(results)}")
+    print(f"saved in {folder}, step {results['global_step']}  {all_figures(results)}")
 
 
 def precision(args: RunArguments) -> str:
@@ -89,10 +89,10 @@ def precision(args: RunArguments) -> str:
 
 @torch.inference_mode()
 def figures_in_float32(trainer: TaskTrainer) -> dict[str, float]:
-    """The dev figures of the model as who loads it will have it, without the wrapper of a run in lower precision."""
+    """The figures of the model as who loads it will have it, without the wrapper of a run in lower precision."""
     model = trainer.accelerator.unwrap_model(trainer.classifier, keep_fp32_wrapper=False).eval()
     figures = {}
-    for split, dataset in trainer.dev.items():
+    for prefix, dataset in trainer.measured.items():
         rows = dataset.select(longest_first(dataset))
         batches = DataLoader(
             rows,
@@ -101,11 +101,13 @@ def figures_in_float32(trainer: TaskTrainer) -> dict[str, float]:
         )
         logits, labels = [], []
         for batch in batches:
-            labels.append(batch.pop("labels"))
+            if "labels" in batch:
+                labels.append(batch.pop("labels"))
             logits.append(model(**batch.to(model.device)).logits.float().cpu())
-        prefix = f"eval_{split}" if len(trainer.dev) > 1 else "eval"
-        found = trainer.task.measure(torch.cat(logits).numpy(), torch.cat(labels).numpy())
+        answers = torch.cat(logits).numpy()
+        found = trainer.task.measure(answers, torch.cat(labels).numpy()) if labels else {}
         figures |= {f"{prefix}_{name}": value for name, value in found.items()}
+        figures |= trainer.agreement(prefix, answers, dataset)
     return figures
 
 
@@ -117,7 +119,7 @@ def write_predictions(trainer: TaskTrainer, test: dict[str, Dataset]) -> None:
     a number kept within 0 and 5), for a task of the user's own the model's class name.
     """
     for split, dataset in test.items():
-        logits = trainer.predict(dataset, metric_key_prefix="test").predictions
+        logits = trainer.predict(dataset, metric_key_prefix="predicted").predictions
         if trainer.is_world_process_zero():
             path = Path(trainer.args.output_dir) / trainer.task.submission[split]
             write_atomically(path, as_file(trainer.task.kind.written(logits)))
@@ -130,15 +132,18 @@ def write_eval_results(folder: Path, results: dict, evaluations: list[dict]) -> 
     write_atomically(folder / "eval_results.txt", "".join(f"{key} = {value}\n" for key, value in results.items()))
 
 
-def write_dev_predictions(folder: Path, measured: Measurement) -> None:
-    """`dev_predictions.npz`: `logits` (examples, outputs) and `labels` of the finished model, in the order of the dev
-    file; with several dev sets (MNLI) each name after that of its set, `matched/logits`."""
-    arrays = {}
-    for split, (logits, labels) in measured.answers.items():
-        place = f"{split}/" if len(measured.answers) > 1 else ""
-        arrays |= {f"{place}logits": logits, f"{place}labels": labels}
-    with replacing_file(folder / "dev_predictions.npz") as aside:
-        np.savez(aside, **arrays)
+def write_answers(folder: Path, answers: dict[str, Answers]) -> None:
+    """`dev_predictions.npz`, and `test_predictions.npz` of a held-out set: the finished model's `logits` (examples,
+    outputs), `labels` and `teacher_logits`, as far as there are such, in the order of the file; with several dev sets
+    (MNLI) each name after that of its set, `matched/logits`."""
+    files = {}
+    for prefix, found in answers.items():
+        kind, _, split = prefix.partition("_")
+        arrays = {"/".join(filter(None, (split, name))): array for name, array in vars(found).items()}
+        files.setdefault("dev" if kind == "eval" else kind, {}).update(arrays)
+    for kind, arrays in files.items():
+        with replacing_file(folder / f"{kind}_predictions.npz") as aside:
+            np.savez(aside, **{name: array for name, array in arrays.items() if array is not None})
 
 
 def _show_in_tensorboard(trainer: TaskTrainer, pictures: list[Path]) -> None:

@@ -106,21 +106,27 @@ class Task:
         object.__setattr__(self, "submission", self.submission or {"test": f"{self.name}.tsv"})
 
     @property
+    def dev_prefixes(self) -> dict[str, str]:
+        """Dev split -> what the trainer's names of its figures begin with."""
+        return {split: f"eval_{split}" if len(self.dev) > 1 else "eval" for split in self.dev}
+
+    @property
     def best_metric(self) -> str:
         """`metric` on the (first) dev set, as the trainer names it."""
         return self.dev_figure(self.metric)
 
     def dev_figure(self, metric: str) -> str:
         """How the trainer names a figure on the (first) dev set."""
-        return f"eval_{next(iter(self.dev))}_{metric}" if len(self.dev) > 1 else f"eval_{metric}"
+        return f"{next(iter(self.dev_prefixes.values()), 'eval')}_{metric}"
 
     def measure(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The task's figures of a model's logits (examples, outputs)."""
         return self.kind.measure(self.figures, logits, labels)
 
-    def check_metric(self, metric: str | None) -> None:
-        """Raise InputError for a `--metric_for_best_model` that an evaluation does not give."""
-        figures = ("loss", *self.figures)
+    def check_metric(self, metric: str | None, *more: str) -> None:
+        """Raise InputError for a `--metric_for_best_model` that an evaluation does not give; `more`: beside the task's
+        own figures."""
+        figures = ("loss", *self.figures, *more)
         if metric not in (None, *figures):
             raise InputError(f"--metric_for_best_model {metric}: {self.name} has {', '.join(figures)}")
 

@@ -79,7 +79,7 @@ def _subject(task: Task) -> str:
 
 
 def _table(models: list[CardRow]) -> list[str]:
-    figures = [key for key in models[-1].figures if key.startswith("eval_") and not key.endswith("loss")]
+    figures = [key for key in models[-1].figures if not key.endswith("loss")]
     header = ["model", *(key.removeprefix("eval_") for key in figures)]
     header += ["layers x width", "parameters", "weights", "a sentence", "speed-up"]
     rows = [header, ["---"] * len(header)]
@@ -88,7 +88,7 @@ def _table(models: list[CardRow]) -> list[str]:
         rows.append(
             [
                 row.name,
-                *(f"{row.figures[key]:.4f}" for key in figures),
+                *(f"{row.figures[key]:.4f}" if key in row.figures else "" for key in figures),
                 f"{config.num_hidden_layers} x {config.hidden_size}",
                 f"{cost.parameters / 1e6:.1f}M",
                 f"{cost.megabytes:.1f} MB",

@@ -44,6 +44,7 @@ _RUN_FILES = (
     "args.json",
     "eval_results.*",
     "dev_predictions.npz",
+    "test_predictions.npz",
     "layer_weights.csv",
     "flows.npz",
     "teacher_cache",
@@ -53,7 +54,7 @@ _RUN_FILES = (
 
 # What --push_to_hub keeps back: what only this machine has a use for, or names it (TensorBoard's log), labels and
 # predictions of the user's data.
-_KEPT_HERE = ("runs", ".saving-*", "teacher_cache", "dev_predictions.npz", *_PREDICTIONS)
+_KEPT_HERE = ("runs", ".saving-*", "teacher_cache", "dev_predictions.npz", "test_predictions.npz", *_PREDICTIONS)
 
 
 def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:

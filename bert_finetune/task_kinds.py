@@ -25,6 +25,11 @@ _LARGEST_SCORE = 1e18
 _LISTED = 20
 
 
+# Figures of a model and its teacher, of every kind, and all figures that are better where they are smaller.
+AGREEMENT = ("agreement", "divergence")
+SMALLER_IS_BETTER = ("loss", "divergence")
+
+
 class TaskKind(ABC):
     """The interface of the kinds. Shapes: `logits` (examples, `outputs`), labels (examples,)."""
 
@@ -33,6 +38,8 @@ class TaskKind(ABC):
     # What a task of the user's own is measured by, and the one of these that chooses the best checkpoint.
     own_figures: ClassVar[tuple[str, ...]]
     own_metric: ClassVar[str]
+    # The figure that says how alike two models' answers are.
+    agreement_figure: ClassVar[str]
 
     @property
     @abstractmethod
@@ -108,6 +115,17 @@ class TaskKind(ABC):
         """The named figures, each in -1..1 or 0..1."""
 
     @abstractmethod
+    def divergences(self, logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
+        """How far a model's answer to each example is from its teacher's, (examples,); 0 where they are the same."""
+
+    def agreement(self, logits: np.ndarray, teacher_logits: np.ndarray) -> dict[str, float]:
+        """How a model agrees with its teacher, whatever the labels: `agreement`, the `agreement_figure` with the
+        teacher's answers in the place of the labels, and `divergence`, the mean of `divergences`."""
+        as_teacher = self.measure([self.agreement_figure], logits, self.answers(teacher_logits))
+        values = as_teacher[self.agreement_figure], float(self.divergences(logits, teacher_logits).mean())
+        return dict(zip(AGREEMENT, values, strict=True))
+
+    @abstractmethod
     def constant_figure(self, figure: str, labels: np.ndarray, outputs: int) -> float:
         """What `figure` is for the best constant answer: the most that a model reaches which has learnt nothing.
 
@@ -135,6 +153,7 @@ class Classification(TaskKind):
     problem_type = "single_label_classification"
     own_figures = ("accuracy", "macro_f1", "mcc")
     own_metric = "accuracy"
+    agreement_figure = "accuracy"
 
     @property
     def output_names(self) -> list[str]:
@@ -233,6 +252,13 @@ class Classification(TaskKind):
         answers = self.answers(logits)
         return {figure: float(known[figure](labels, answers)) for figure in figures}
 
+    def divergences(self, logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
+        """KL(teacher || student) = Σ p^T log(p^T / p^S) over the classes, p = softmax(z), in nats."""
+        from scipy.special import log_softmax
+
+        ours, theirs = (log_softmax(np.asarray(one, dtype=np.float64), axis=-1) for one in (logits, teacher_logits))
+        return (np.exp(theirs) * (theirs - ours)).sum(axis=-1)
+
     def constant_figure(self, figure: str, labels: np.ndarray, outputs: int) -> float:
         constants = (np.tile(one, (len(labels), 1)) for one in np.eye(outputs))
         return max(self.measure([figure], constant, labels)[figure] for constant in constants)
@@ -254,6 +280,7 @@ class Regression(TaskKind):
     problem_type = "regression"
     own_figures = ("pearson", "spearman", "corr")
     own_metric = "spearman"
+    agreement_figure = "pearson"
 
     @property
     def output_names(self) -> list[str]:
@@ -324,6 +351,10 @@ class Regression(TaskKind):
         )
         known = {"pearson": pearson, "spearman": spearman, "corr": (pearson + spearman) / 2}
         return {figure: known[figure] for figure in figures}
+
+    def divergences(self, logits: np.ndarray, teacher_logits: np.ndarray) -> np.ndarray:
+        """The squared difference of the two scores."""
+        return (self.answers(logits) - self.answers(teacher_logits)) ** 2
 
     def constant_figure(self, figure: str, labels: np.ndarray, outputs: int) -> float:
         return 0.0

@@ -34,6 +34,7 @@ from bert_finetune.run_checkpoints import (
     seconds_at,
 )
 from bert_finetune.samplers import LengthGroupedBatches, longest_first, share_batches
+from bert_finetune.task_kinds import SMALLER_IS_BETTER
 from bert_finetune.training_log import Means, QuietProgress, evaluation_line, is_figure
 
 # Devices on which compiled models gain nothing. On 2 CPU cores a forward pass of BERT-base (32 x 128) took 5.8 s
@@ -51,12 +52,22 @@ def check_batch(args: RunArguments, train_dataset: Dataset) -> None:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """A model's `logits` (examples, outputs) for a dataset, in the order of its file, and, where there are such, the
+    `labels` and a teacher's logits."""
+
+    logits: np.ndarray
+    labels: np.ndarray | None
+    teacher_logits: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """What a model gives on the dev sets: `figures` as the trainer names them, and for each set its logits
-    (examples, outputs) and labels, in the order of the set's file."""
+    """What a model gives: `figures` as the trainer names them, and its answers for each dataset, by what the names of
+    the set's figures begin with."""
 
     figures: dict[str, float]
-    answers: dict[str, tuple[np.ndarray, np.ndarray]]
+    answers: dict[str, Answers]
 
 
 # What is used of transformers' private parts, for want of public ones: `_get_train_sampler` and `_get_eval_sampler`,
@@ -67,9 +78,11 @@ class Measurement:
 class TaskTrainer(Trainer):
     """A Trainer for one task.
 
-    `dev`: dev split name -> dataset; with more than one (MNLI) every figure carries the split's name. `experiment`:
-    what the run is, for its checkpoints. The losses that a step computes go to the log and, as means since the last
-    evaluation, into the evaluation's line.
+    `dev`: dev split name -> dataset; with more than one (MNLI) every figure carries the split's name. `held_out`: one
+    more dataset, with labels or without, for `measure` alone; its figures are called `test_...`. `teacher_logits`: a
+    teacher's answers for these datasets, by what the names of their figures begin with; with them, the figures of
+    `TaskKind.agreement` are measured too. `experiment`: what the run is, for its checkpoints. The losses that a step
+    computes go to the log and, as means since the last evaluation, into the evaluation's line.
     """
 
     def __init__(
@@ -81,6 +94,8 @@ class TaskTrainer(Trainer):
         train_dataset: Dataset | None = None,
         dev: dict[str, Dataset] | None = None,
         experiment: dict | None = None,
+        held_out: Dataset | None = None,
+        teacher_logits: dict[str, np.ndarray] | None = None,
         **kwargs,
     ):
         args = copy.copy(args)
@@ -94,11 +109,14 @@ class TaskTrainer(Trainer):
             args.report_to = []  # an evaluation by itself leaves no log
         args.push_to_hub = False  # done by the script, once all is finished
         args.metric_for_best_model = task.dev_figure(args.metric_for_best_model or task.metric)
-        args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+        args.greater_is_better = not args.metric_for_best_model.endswith(SMALLER_IS_BETTER)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs: one process each, by torchrun or accelerate
         # Compiled by `compile_model`, and not by accelerate anew for several lengths.
         self._compiler, args.torch_compile_backend = args.torch_compile_backend, None
         self.task, self.dev = task, dev or {}
+        self.measured = {task.dev_prefixes[split]: dataset for split, dataset in self.dev.items()}
+        self.measured |= {} if held_out is None else {"test": held_out}
+        self._teacher_logits = teacher_logits or {}
         super().__init__(
             model,
             args,
@@ -321,13 +339,22 @@ class TaskTrainer(Trainer):
             logs = logs | self._since_log.take()
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if f"{metric_key_prefix}_loss" in output.metrics:
             # Several processes evaluate some rows twice, and the Trainer's own mean is over all of these.
             logits, labels = torch.from_numpy(output.predictions).float(), torch.from_numpy(output.label_ids)
             output.metrics[f"{metric_key_prefix}_loss"] = self.task.kind.hard_loss(logits, labels).item()
+        output.metrics.update(self.agreement(metric_key_prefix, output.predictions, dataloader.dataset))
         return output
+
+    def agreement(self, prefix: str, logits: np.ndarray, dataset: Dataset) -> dict[str, float]:
+        """How logits for a dataset, from its longest example to its shortest, agree with the teacher's; nothing without
+        those."""
+        if prefix not in self._teacher_logits:
+            return {}
+        found = self.task.kind.agreement(logits, self._teacher_logits[prefix][longest_first(dataset)])
+        return {f"{prefix}_{name}": value for name, value in found.items()}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         before = len(self.state.log_history)
@@ -346,11 +373,10 @@ class TaskTrainer(Trainer):
     def measure(self) -> Measurement:
         """Measure the model as it is now; the training's history and log do not hear of it."""
         figures, answers = {}, {}
-        for split, dataset in self.dev.items():
-            prefix = f"eval_{split}" if len(self.dev) > 1 else "eval"
+        for prefix, dataset in self.measured.items():
             output = self.predict(dataset, metric_key_prefix=prefix)
             figures |= {key: value for key, value in output.metrics.items() if is_figure(key)}
-            answers[split] = output.predictions, output.label_ids
+            answers[prefix] = Answers(output.predictions, output.label_ids, self._teacher_logits.get(prefix))
         return Measurement(figures, answers)
 
     def _measure_answers(self, prediction: EvalPrediction) -> dict[str, float]:

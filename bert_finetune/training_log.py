@@ -51,10 +51,16 @@ def history(state: TrainerState) -> list[dict]:
     return list(entries.values())
 
 
-def format_figures(metrics: dict[str, float]) -> str:
-    """The dev figures of an evaluation as `accuracy 0.8440 loss 0.3912`."""
-    figures = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_") and is_figure(k)}
+def format_figures(metrics: dict[str, float], prefix: str = "eval_") -> str:
+    """The dev figures of an evaluation as `accuracy 0.8440 loss 0.3912`, or those of another `prefix`."""
+    figures = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix) and is_figure(k)}
     return " ".join(f"{name} {value:.4f}" for name, value in sorted(figures.items()))
+
+
+def all_figures(metrics: dict[str, float]) -> str:
+    """The dev figures, and those of a held-out set where there is one: `dev: accuracy 0.8440  test: ...`."""
+    told = {"dev": format_figures(metrics), "test": format_figures(metrics, "test_")}
+    return "  ".join(f"{name}: {figures}" for name, figures in told.items() if figures)
 
 
 def is_figure(key: str) -> bool:
