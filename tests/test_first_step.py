@@ -137,7 +137,7 @@ def run(still_teacher, data, tmp_path):
             --teacher_model {still_teacher} --student_layers {",".join(map(str, STUDENT_LAYERS))} --task_name RTE
             --data_dir {data} --output_dir {tmp_path / "out"} --max_seq_length {LENGTH} --train_batch_size {ROWS}
             --eval_step 1 --logging_steps 1 --beta 0.5 --learning_rate 1e-3 --warmup_steps 0 --bf16 False --no_cuda
-            --teacher_cache none --save_total_limit 9
+            --teacher_cache none --save_total_limit 9 --alpha 1
         """.split()
         main([*command, *options])
         history = json.loads((tmp_path / "out" / "eval_results.json").read_text())["history"]
