@@ -22,7 +22,7 @@ from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 
 # Training examples that a start looks at, evenly spaced; and how many at a time.
-TEXTS, _BATCH = 512, 32
+TEXTS, _BATCH = 256, 32
 
 # What architectures call the width of their feed-forward layers.
 _FFN = ("intermediate_size", "hidden_dim", "d_inner")
@@ -131,18 +131,22 @@ def start_from_teacher(
     """
     copied = _copied_layers(student, teacher, layers) if start.layers else []
     watched = [_parts(theirs)["output"] for _, _, theirs in copied] + [output_layer(teacher)]
-    seen = _look(teacher, watched, _batches(teacher, train, tokenizer))
+    batches = list(_batches(teacher, train, tokenizer))
+    seen = _look(teacher, watched, batches)
     counted = [seen.moments[layer] for layer in sorted({0, *(layer for layer, *_ in copied)})]
     wide, width = teacher.config.hidden_size, student.config.hidden_size
     basis = _principal_directions(counted, width)
-    modules = dict(student.named_modules())
+    modules, pairs = dict(student.named_modules()), []
     for name, theirs in teacher.named_modules():
         if "embedding" in name and name in modules:
-            _narrow(modules[name], theirs, basis, _energy_kept(seen.moments[0], basis))
+            _narrow(modules[name], theirs, basis)
+            pairs.append((modules[name], theirs))
     for layer, ours, theirs in copied:
         _narrow_layer(ours, theirs, basis, seen, layer, student.config.num_attention_heads)
+        pairs += [(ours.get_submodule(name), module) for name, module in theirs.named_modules()]
     if copied:
         _narrow_head(student, teacher, basis, seen)
+    _match_norms(student, teacher, pairs, basis, batches)
     if is_main_process():
         kept = sum(_energy_kept(moment, basis) for moment in counted) / len(counted)
         of = "hidden states'" if copied else "embeddings'"
@@ -236,19 +240,62 @@ def _reduced(value: torch.Tensor, shape: torch.Size, basis: torch.Tensor) -> tor
     return value
 
 
-def _narrow(ours: nn.Module, theirs: nn.Module, basis: torch.Tensor, kept: float) -> None:
-    """A module's own parameters.
-
-    A layer norm makes its input's mean square 1, also where a share of it (`kept`) was left out and spread over fewer
-    elements: the gain g is brought back to Bᵀ diag(g) B, its diagonal, times √(kept · d / k).
-    """
+def _narrow(ours: nn.Module, theirs: nn.Module, basis: torch.Tensor) -> None:
+    """A module's own parameters. Of a layer norm's gain g it is the diagonal of Bᵀ diag(g) B."""
     for name, parameter in ours.named_parameters(recurse=False):
         value = getattr(theirs, name)
         if name == "weight" and isinstance(ours, nn.LayerNorm) and parameter.shape != value.shape:
-            scale = (kept * len(value) / len(parameter)) ** 0.5
-            parameter.copy_(basis.square().T @ value.double().cpu() * scale)
+            parameter.copy_(basis.square().T @ value.double().cpu())
         else:
             parameter.copy_(_reduced(value, parameter.shape, basis))
+
+
+def _match_norms(
+    student: PreTrainedModel, teacher: PreTrainedModel, pairs: list, basis: torch.Tensor, batches: list
+) -> None:
+    """Correct the gain and bias of each narrower layer norm, from the first to the last: its elements have the mean and
+    deviation of the teacher's, projected, on the text.
+
+    A layer norm divides by the deviation over its elements, and of fewer elements, and without the energy that is left
+    out, that is another one than the teacher's.
+    """
+    norms = {
+        ours: theirs
+        for ours, theirs in pairs
+        if isinstance(ours, nn.LayerNorm) and ours.weight.shape != theirs.weight.shape
+    }
+    wanted = _outputs(teacher, list(norms.values()), batches, basis)
+    for ours, theirs in norms.items():
+        (mean, deviation), (wanted_mean, wanted_deviation) = _outputs(student, [ours], batches)[ours], wanted[theirs]
+        scale = wanted_deviation / deviation
+        ours.weight.mul_(scale)
+        ours.bias.copy_((ours.bias - mean) * scale + wanted_mean)
+
+
+def _outputs(model, modules: list[nn.Module], batches: list, basis=None) -> dict:
+    """By module, the mean and deviation of each element of its outputs."""
+    sums, tokens = {module: [0, 0] for module in modules}, 0
+    outputs = {}
+    hooks = [
+        module.register_forward_hook(lambda module, given, output: outputs.__setitem__(module, output))
+        for module in modules
+    ]
+    training = model.training
+    model.eval()
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        model(**batch)
+        for module, output in outputs.items():
+            x = output[real].double().cpu()
+            x = x if basis is None else x @ basis
+            sums[module][0] = sums[module][0] + x.sum(0)
+            sums[module][1] = sums[module][1] + x.square().sum(0)
+        tokens += real.sum().item()
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    means = {module: (first / tokens, second / tokens) for module, (first, second) in sums.items()}
+    return {module: (first, (second - first.square()).clamp(min=0).sqrt()) for module, (first, second) in means.items()}
 
 
 def _parts(layer: nn.Module) -> dict[str, nn.Linear]:
@@ -280,7 +327,7 @@ def _narrow_layer(ours: nn.Module, theirs: nn.Module, basis: torch.Tensor, seen:
     named = dict(theirs.named_modules())
     for name, module in ours.named_modules():
         if module not in done:
-            _narrow(module, named[name], basis, _energy_kept(seen.moments[layer], basis))
+            _narrow(module, named[name], basis)
     _narrow_attention(mine, parts, basis, seen.moments[layer - 1], heads)
     _narrow_neurons(mine["neurons"], mine["output"], parts["neurons"], parts["output"], basis, seen)
 
