@@ -4,11 +4,9 @@ Nothing here imports torch before all options are known to be right.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transformers.hf_argparser import HfArg
@@ -17,9 +15,10 @@ from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
 from bert_emd.mappings import MAPPINGS
 from bert_emd.recipes import CUT, RECIPES, has_bf16, recipe_defaults
 from bert_emd.starts import STARTS
-from bert_finetune.arguments import TaskArguments
+from bert_finetune.arguments import TaskArguments, defaults_of_run
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
+from bert_finetune.option_rules import NOT_IN_DISTILLATION, RULES
 from bert_finetune.processes import is_main_process
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 # Options of the usual optimiser that BertAdam has no use for.
 _NOT_BERT_ADAM = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
-
-# Not supported in distillation.
-_REFUSED = ("label_smoothing_factor", "neftune_noise_alpha", "gradient_checkpointing")
 
 # What `--help` says of defaults that depend on other options.
 _FOUND = dict.fromkeys(("max_seq_length", "T_emd", *CUT), "by recipe, student and task") | {
@@ -187,7 +183,7 @@ def read_options(
     # A first look, at what the recipe's values depend on: its name, the task, the number of student layers.
     distillation, task_args, run = parser.look(argv)
     if not run.do_train and (run.do_eval or run.do_predict):
-        parser.set_defaults(**defaults_of_run(distillation.student_model or run.output_dir))
+        parser.set_defaults(**defaults_of_run(distillation.student_model or run.output_dir, task_args, "head"))
         return parser.parse(argv)
     defaults = recipe_defaults(
         distillation.recipe,
@@ -224,16 +220,6 @@ def student_layers(distillation: DistillationArguments) -> int:
     return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, copied))
 
 
-def defaults_of_run(folder: str) -> dict:
-    """How a finished student was trained, as far as it counts for looking at it, from the `args.json` beside it."""
-    try:
-        options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
-        names = ("max_seq_length", "head", "text_column", "label_column", "bf16", "fp16")
-        return {name: options[name] for name in names if name in options}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # not a run of this script
-
-
 def check_values(distillation: DistillationArguments, args: "RunArguments") -> None:
     """Raise InputError for values outside their range, and for options that do not go together."""
     for name, fits, rule in (
@@ -264,6 +250,6 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
         raise InputError("--torch_compile: needs a C++ compiler, and there is no g++; install one or leave it out")
     if distillation.teacher_cache_dir and distillation.teacher_cache in ("memory", "none"):
         raise InputError(f"--teacher_cache_dir: nothing lasts with --teacher_cache {distillation.teacher_cache}")
-    for name in _REFUSED:
-        if getattr(args, name):
+    for name, rules in RULES.items():
+        if NOT_IN_DISTILLATION in rules and getattr(args, name):
             raise InputError(f"--{name}: is not supported in distillation; leave it out")

@@ -1,5 +1,6 @@
 """The options of fine-tuning, most of which distillation has too. Nothing here imports torch: --help needs them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -156,6 +157,17 @@ class TaskArguments:
             fine_tuned,
         )
 
+    @property
+    def remembered(self) -> list[str]:
+        """The options that a look at a finished model has from its training, as far as they have to do with these
+        files. The model itself knows its classes and its tokenizer's case."""
+        names = ["max_seq_length", "bf16", "fp16"]
+        if self._own_files:
+            names += ["text_column", "label_column", "decimal", "merge_case"]
+        if any(path.lower().endswith(".csv") for path in self._own_files.values()):
+            names.append("delimiter")
+        return names
+
     def file(self, name: str) -> Path:
         """Where the task's file `name` lies: in `data_dir` or in its sub-folder for the task; a file of the user's own
         is where its name says."""
@@ -163,6 +175,16 @@ class TaskArguments:
             return Path(name)
         nested = Path(self.data_dir) / self.name / name
         return nested if nested.exists() else Path(self.data_dir) / name
+
+
+def defaults_of_run(folder: str, task_args: TaskArguments, *more: str) -> dict:
+    """How a finished model was trained, as far as it counts for looking at it, from the `args.json` beside it: of the
+    options that `task_args` remembers, and `more`."""
+    try:
+        options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
+        return {name: options[name] for name in (*task_args.remembered, *more) if name in options}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # not a run of these scripts
 
 
 @dataclass

@@ -77,9 +77,13 @@ class Parser:
 
     def full(self) -> _ArgumentParser:
         """The argparse parser of all options."""
+        from bert_finetune.option_rules import OPTIMIZERS
         from bert_finetune.run_arguments import RunArguments
 
-        return _ArgumentParser([*self._dataclasses, RunArguments], **self._settings)
+        parser = _ArgumentParser([*self._dataclasses, RunArguments], **self._settings)
+        (optim,) = (action for action in parser._actions if action.dest == "optim")
+        optim.choices = list(OPTIMIZERS)  # transformers names many more, which are refused
+        return parser
 
     @functools.cached_property
     def _light(self) -> _ArgumentParser:

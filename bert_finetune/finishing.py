@@ -17,7 +17,7 @@ from bert_finetune.errors import writing
 from bert_finetune.files import replacing_file, write_atomically, write_json
 from bert_finetune.footprint import measure_models
 from bert_finetune.model_card import CardRow, write_model_card
-from bert_finetune.outputs import forget_replaced_run
+from bert_finetune.outputs import forget_figures, forget_replaced_run
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.samplers import longest_first
 from bert_finetune.submission import as_file
@@ -71,8 +71,9 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
         results |= {f"float32_{key}": value for key, value in figures_in_float32(trainer).items()}
     if ending.hooks:
         print(f"figures are with a relu before the classifier; the saved model as it is: {format_figures(saved)}")
-    forget_replaced_run(folder)
+    forget_figures(folder)
     save_classifier(trainer.classifier, trainer.processing_class, folder)
+    forget_replaced_run(folder)
     write_eval_results(folder, results, history(trainer.state))
     write_answers(folder, measured.answers)
     pictures = [picture for write in ending.writers for picture in write(folder)]

@@ -97,7 +97,7 @@ _WORKERS = Rule("needs --dataloader_num_workers of 1 or more", lambda value, arg
 _PUSHED = Rule("needs --push_to_hub", lambda value, args: args.push_to_hub)
 _TRACKIO = Rule("needs --report_to trackio", lambda value, args: args.report_to in ("trackio", "all"))
 _PROCESSES = _noted("for several processes")
-_NOT_IN_DISTILLATION = _noted("not in distillation")
+NOT_IN_DISTILLATION = _noted("not in distillation")
 _NO_SHARDING = "is not supported: on several GPUs each has whole models, by torchrun or accelerate launch without it"
 _SAME_FIGURES = "the figures of a task need the answers for all rows of a dev set, kept and joined in one way"
 
@@ -148,12 +148,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "gradient_accumulation_steps": (_FROM_1,),
     "average_tokens_across_devices": _refused("has no effect: losses are means over rows, not tokens"),
     "max_grad_norm": (Rule("must be 0, for no clipping, or more", _FROM_0.fits),),
-    "label_smoothing_factor": (_BELOW_1, _noted("not for scores; not in distillation")),
+    "label_smoothing_factor": (_BELOW_1, _noted("not for scores"), NOT_IN_DISTILLATION),
     "fp16": (Rule("needs a GPU; leave it out, or use --bf16", _has_gpu),),
     "bf16_full_eval": _refused("would leave the saved model's weights in bfloat16; use --bf16"),
     "fp16_full_eval": _refused("would leave the saved model's weights in float16; use --bf16 or --fp16"),
     "tf32": (_noted("True needs a GPU"),),
-    "activation_checkpointing": (_NOT_IN_DISTILLATION,),
+    "activation_checkpointing": (NOT_IN_DISTILLATION,),
     "activation_checkpointing_kwargs": _refused("is not supported; transformers' own are used"),
     "gradient_checkpointing": (_noted("the old name of --activation_checkpointing"),),
     "gradient_checkpointing_kwargs": _refused("is not supported; transformers' own are used"),
@@ -165,7 +165,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "use_liger_kernel": _refused("has no effect: there is no such kernel for classifiers"),
     "liger_kernel_config": _refused("has no effect: there is no such kernel for classifiers"),
     "use_cache": _refused("has no effect: a classifier generates no text"),
-    "neftune_noise_alpha": (_ABOVE_0, _NOT_IN_DISTILLATION),
+    "neftune_noise_alpha": (_ABOVE_0, NOT_IN_DISTILLATION),
     "torch_empty_cache_steps": (_FROM_1,),
     "auto_find_batch_size": _refused(
         "would go on from half-trained weights with another batch size; give a smaller --train_batch_size"

@@ -146,6 +146,12 @@ def forget_replaced_run(folder: Path) -> None:
         remove(folder / _REPLACED)
 
 
+def forget_figures(folder: Path) -> None:
+    """Remove the figures of the model that is about to be replaced, so that none stand beside another one's weights if
+    the run ends in between."""
+    _remove(path for pattern in ("eval_results.*", "dev_predictions.npz") for path in folder.glob(pattern))
+
+
 def pushed_files(folder: Path) -> list[str]:
     """What `--push_to_hub` sends of a finished run's folder; nothing where there is no model."""
     if next(folder.glob("model*.safetensors"), None) is None:

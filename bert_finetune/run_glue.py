@@ -9,7 +9,7 @@ Several GPUs: torchrun --nproc_per_node 4 bert_finetune/run_glue.py ... (or acce
 transformers' TrainingArguments work too.
 """
 
-from bert_finetune.arguments import ModelArguments, TaskArguments
+from bert_finetune.arguments import ModelArguments, TaskArguments, defaults_of_run
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError, reports_input_errors
 
@@ -17,9 +17,11 @@ from bert_finetune.errors import InputError, reports_input_errors
 @reports_input_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(ModelArguments, TaskArguments, description=__doc__)
-    _, _, run = parser.look(argv)
+    model_args, task_args, run = parser.look(argv)
     if not (run.do_train or run.do_eval or run.do_predict):
         raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if not run.do_train:
+        parser.set_defaults(**defaults_of_run(model_args.model_name_or_path, task_args))
     options = parser.parse(argv)
 
     from bert_finetune.fine_tuning import fine_tune

@@ -185,7 +185,7 @@ class Classification(TaskKind):
             raise _does_not_fit(names, what, task, self.wanted)
         raise InputError(
             f"{what}: its labels ({', '.join(names)}) are not {task}'s ({self.wanted}); "
-            "if they mean the same, rename them in id2label of its config.json"
+            "if they mean the same, say with --class_names what the model's are called here, in its order"
         )
 
     def read(self, text: str, task: str) -> int:

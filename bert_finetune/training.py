@@ -154,7 +154,7 @@ class TaskTrainer(Trainer):
     def compile_model(self, model: PreTrainedModel) -> None:
         """Compile a model in place where `--torch_compile` asks for it and it may gain by it."""
         if self.args.torch_compile and self.args.device.type not in _NOT_COMPILED:
-            model.compile(dynamic=True, backend=self._compiler, mode=self.args.torch_compile_mode)
+            model.compile(dynamic=True, backend=self._compiler)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":

@@ -230,7 +230,7 @@ def _read_run(root: Path, folder: Path, record: dict) -> FinishedRun | Unfinishe
         raise InputError(f"{folder}: {json.dumps(task_name)} is no GLUE task")
     seeds = [int(found[1]) for part in parts if (found := _SEED_FOLDER.fullmatch(part))]
     seed = record.get("seed", args.get("seed", seeds[-1] if seeds else None))
-    rest = [p for p in inner if not (_SEED_FOLDER.fullmatch(p) or (task_name and _plain(p) == _plain(task_name)))]
+    rest = [p for p in inner if not (_SEED_FOLDER.fullmatch(p) or _means(p, task_name))]
     outer = [p for p in reversed(parts) if not _SEED_FOLDER.fullmatch(p)]
     method, size = record.get("method") or "/".join(rest) or outer[0], record.get("size") or None
     state = record.get("state", _FINISHED)
@@ -285,14 +285,15 @@ def _rank(value) -> float:
     return value if isinstance(value, int | float) else -math.inf
 
 
-def _plain(name: str) -> str:
-    return name.replace("-", "").lower()
+def _means(part: str, task_name: str | None) -> bool:
+    """Whether a folder is called after the task."""
+    return part == task_name or (task_name in TASKS and TASKS[task_name].corpus.is_called(part))
 
 
 def _task_in(parts: tuple[str, ...]) -> str | None:
     """The task that a path names, the last of them."""
-    names = {_plain(name): name for name in TASKS}
-    return next((names[_plain(part)] for part in reversed(parts) if _plain(part) in names), None)
+    found = (task.name for part in reversed(parts) for task in TASKS.values() if task.corpus.is_called(part))
+    return next(found, None)
 
 
 def _task(name: str | None, results: dict, folder: Path) -> Task:

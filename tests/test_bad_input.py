@@ -432,7 +432,7 @@ CASES = {
         options="--label_smoothing_factor 0.1",
     ),
     "gradient checkpointing": Case(
-        "distil", "--gradient_checkpointing: is not supported in distillation", options="--gradient_checkpointing"
+        "distil", "--activation_checkpointing: is not supported in distillation", options="--gradient_checkpointing"
     ),
     "padding": Case("distil", "--count_padding: needs --pad_to_max_length", options="--count_padding"),
     "a recipe's padding": Case(
