@@ -14,7 +14,7 @@ from transformers.hf_argparser import HfArg
 from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
 from bert_emd.mappings import MAPPINGS
 from bert_emd.recipes import CUT, RECIPES, has_bf16, recipe_defaults
-from bert_emd.starts import STARTS
+from bert_emd.starts import STARTS, Shape, Start
 from bert_finetune.arguments import TaskArguments, defaults_of_run
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Options of the usual optimiser that BertAdam has no use for.
 _NOT_BERT_ADAM = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+
+# Options of a student that is made by --student_layers.
+_OF_MADE_STUDENTS = ("student_width", "student_ffn", "student_heads", "student_start")
 
 # What `--help` says of defaults that depend on other options.
 _FOUND = dict.fromkeys(("max_seq_length", "T_emd", *CUT), "by recipe, student and task") | {
@@ -44,25 +47,25 @@ class DistillationArguments:
     )
     student_layers: str | None = HfArg(
         default=None,
-        help="Start the student from the teacher's own layers: a number (3: evenly spaced) or a list, counted from 1 "
+        help="Make the student from the teacher: a number of its layers (3: evenly spaced) or a list, counted from 1 "
         "(1,3,5).",
     )
     student_width: int | None = HfArg(
-        default=None, help="With --student_layers: a student of this width, not the teacher's."
+        default=None, help="Hidden width of a student made by --student_layers; left out, the teacher's."
     )
     student_ffn: int | None = HfArg(
-        default=None, help="Width of its feed-forward layers; left out, in the teacher's ratio to the width."
+        default=None, help="Its feed-forward width; left out, in the teacher's ratio to the hidden width."
     )
     student_heads: int | None = HfArg(
-        default=None, help="Its attention heads; left out, as many as the teacher's, or attention cannot be compared."
+        default=None,
+        help="Its attention heads; left out, the teacher's number, without which attention cannot be compared.",
     )
     student_start: Literal[tuple(STARTS)] = HfArg(
-        default=next(iter(STARTS)),
-        metadata={"choices": STARTS},
-        help="What a student made by --student_layers takes from the teacher, projected onto the principal directions "
-        "of its hidden states where the student is narrower. "
+        default="layers",
+        help="What it starts from: "
         + "; ".join(f"{name}: {start.what}" for name, start in STARTS.items())
-        + ".",
+        + ". For a narrower student these are projected onto the principal directions of the teacher's hidden states "
+        "on the training text.",
     )
     agreement_file: str | None = HfArg(
         default=None,
@@ -170,6 +173,19 @@ class DistillationArguments:
         "--pad_to_max_length.",
     )
 
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.student_width, self.student_ffn, self.student_heads)
+
+    @property
+    def start(self) -> Start:
+        return STARTS[self.student_start]
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether the student is made of the teacher's layers as they are."""
+        return not self.student_model and self.start.layers and self.shape == Shape()
+
 
 def read_options(
     argv: list[str] | None, description: str
@@ -189,7 +205,7 @@ def read_options(
         distillation.recipe,
         student_layers(distillation),
         task_args.name,
-        cut=not (distillation.student_model or distillation.student_width or distillation.student_start != "layers"),
+        cut=distillation.copies_teacher,
         pred_distill=distillation.pred_distill,
     )
     if distillation.recipe == "recommended" and not run.fp16:
@@ -216,8 +232,7 @@ def student_layers(distillation: DistillationArguments) -> int:
     if distillation.student_model:
         return load_config(distillation.student_model, "--student_model").num_hidden_layers
     teacher = load_config(distillation.teacher_model, "--teacher_model")
-    copied = STARTS[distillation.student_start].layers
-    return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, copied))
+    return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, distillation.start.layers))
 
 
 def check_values(distillation: DistillationArguments, args: "RunArguments") -> None:
@@ -235,9 +250,10 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
             raise InputError(f"--{name} {getattr(distillation, name)}: must be {rule}")
     if distillation.student_model and distillation.student_layers:
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
-    for name in ("student_width", "student_ffn", "student_heads"):
-        if distillation.student_model and getattr(distillation, name) is not None:
-            raise InputError(f"--{name}: --student_model has its own; leave one of them out")
+    for field in dataclasses.fields(distillation):
+        given = getattr(distillation, field.name) != field.default
+        if distillation.student_model and field.name in _OF_MADE_STUDENTS and given:
+            raise InputError(f"--{field.name}: the --student_model has its own; leave one of the two out")
     if distillation.optimizer == "bert_adam":
         for field in dataclasses.fields(args):
             if field.name in _NOT_BERT_ADAM and getattr(args, field.name) != field.default:

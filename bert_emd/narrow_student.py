@@ -1,22 +1,21 @@
-"""A student of the teacher's architecture and any width, and the start that it takes from the teacher.
+"""A student of the teacher's architecture and any width, and what it takes from the teacher at its start.
 
 The teacher's hidden states x (width d) lie near a space of fewer dimensions. B (d x k, orthonormal columns) spans the
-k principal directions of its hidden states on the training text, Bᵀx is where the student (width k) starts, and B is
-where its maps to the teacher's width start, so that the layer losses begin at the energy that is lost.
+k principal directions of its hidden states on the training text. The student (width k) starts near Bᵀx, and its maps to
+the teacher's width start at B, so that the layer losses begin near the energy that B leaves out.
 """
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bert_emd.starts import Start
-from bert_emd.student import StoredProjections, layer_stack, student_from_teacher
+from bert_emd.starts import Shape, Start
+from bert_emd.student import layer_stack, student_from_teacher
 from bert_finetune.checkpoints import output_layer
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
@@ -27,24 +26,17 @@ TEXTS, _BATCH = 256, 32
 # What architectures call the width of their feed-forward layers.
 _FFN = ("intermediate_size", "hidden_dim", "d_inner")
 
-# The linear maps of a layer, by the end of their names in BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, DeBERTa.
+# The linear maps of a layer, by the end of their names in BERT, RoBERTa and ELECTRA, DistilBERT, MPNet.
 _PARTS = {
-    "query": re.compile(r"(query|query_proj|q_lin|attn\.q)$"),
-    "key": re.compile(r"(key|key_proj|k_lin|attn\.k)$"),
-    "value": re.compile(r"(value|value_proj|v_lin|attn\.v)$"),
+    "query": re.compile(r"(query|q_lin|attn\.q)$"),
+    "key": re.compile(r"(key|k_lin|attn\.k)$"),
+    "value": re.compile(r"(value|v_lin|attn\.v)$"),
     "context": re.compile(r"(attention\.output\.dense|out_lin|attn\.o)$"),
     "neurons": re.compile(r"(intermediate\.dense|lin1)$"),
-    "output": re.compile(r"((^|[^n]\.)output\.dense|lin2)$"),
+    "output": re.compile(r"(^output\.dense|lin2)$"),
 }
 
-
-@dataclass(frozen=True)
-class Shape:
-    """`--student_width`, `--student_ffn`, `--student_heads`; what is None follows the teacher."""
-
-    width: int | None = None
-    ffn: int | None = None
-    heads: int | None = None
+_Batches = list[dict[str, torch.Tensor]]
 
 
 def narrow_config(teacher: PreTrainedConfig, layers: list[int], shape: Shape, start: Start) -> PreTrainedConfig:
@@ -99,11 +91,16 @@ def _ffn_name(config: PreTrainedConfig) -> str:
 
 
 def make_student(teacher: PreTrainedModel, layers: list[int], shape: Shape, start: Start) -> PreTrainedModel:
-    """A student of the teacher's architecture: its layers copied where they keep their shape, else with new weights,
-    which `start_from_teacher` fills."""
-    if is_copy(shape, start):
+    """A student of the teacher's architecture, as `start_from_teacher` wants it: with the teacher's layers where these
+    keep their shape, else with new weights.
+
+    layers: the teacher's layer (1-based) for each of the student's. Raises InputError where that cannot be done.
+    """
+    if start.layers and shape == Shape():
         return student_from_teacher(teacher, layers)
     config = narrow_config(teacher.config, layers, shape, start)
+    if start.layers:
+        _check_parts(teacher)
     try:
         return type(teacher)(config)
     except Exception as error:  # nothing of ours runs in there
@@ -112,101 +109,124 @@ def make_student(teacher: PreTrainedModel, layers: list[int], shape: Shape, star
         ) from error
 
 
-def is_copy(shape: Shape, start: Start) -> bool:
-    return start.layers and shape == Shape()
-
-
 @torch.no_grad()
 def start_from_teacher(
     student: PreTrainedModel,
+    projections: nn.ModuleList,
     teacher: PreTrainedModel,
     layers: list[int],
     start: Start,
     train: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-) -> StoredProjections:
-    """Fill in what `start` takes from the teacher; B as the student's maps to the teacher's width.
+) -> None:
+    """Fill in what the student and its `projections` to the teacher's width take from the teacher by `start`.
 
-    layers: the teacher's layer (1-based) for each of the student's.
+    layers: the teacher's layer (1-based) for each of the student's. train: the tokenised training text, of which
+    `TEXTS` examples are looked at. Prints the share of the energy of hidden states that B keeps.
     """
-    copied = _copied_layers(student, teacher, layers) if start.layers else []
-    watched = [_parts(theirs)["output"] for _, _, theirs in copied] + [output_layer(teacher)]
-    batches = list(_batches(teacher, train, tokenizer))
-    seen = _look(teacher, watched, batches)
-    counted = [seen.moments[layer] for layer in sorted({0, *(layer for layer, *_ in copied)})]
-    wide, width = teacher.config.hidden_size, student.config.hidden_size
-    basis = _principal_directions(counted, width)
-    modules, pairs = dict(student.named_modules()), []
-    for name, theirs in teacher.named_modules():
-        if "embedding" in name and name in modules:
-            _narrow(modules[name], theirs, basis)
-            pairs.append((modules[name], theirs))
-    for layer, ours, theirs in copied:
-        _narrow_layer(ours, theirs, basis, seen, layer, student.config.num_attention_heads)
-        pairs += [(ours.get_submodule(name), module) for name, module in theirs.named_modules()]
+    copied = {}
+    if start.layers:
+        theirs = layer_stack(teacher)[1]
+        copied = {ours: theirs[k - 1] for ours, k in zip(layer_stack(student)[1], layers, strict=True)}
+    batches = _batches(train, tokenizer, teacher.device)
+    student.to(teacher.device)
+    counted = sorted({0, *(layers if copied else [])})
+    outputs = [_parts(layer)["output"] for layer in copied.values()] + [output_layer(teacher)]
+    inputs = [k - 1 for k in layers] if copied else []
+    moments, squares = _look(teacher, batches, {*counted, *inputs}, outputs)
+    basis = _principal_directions([moments[k] for k in counted], student.config.hidden_size)
+
+    pairs = _outside_layers(student, teacher, start)
+    for ours, theirs in pairs:
+        _narrow(ours, theirs, basis)
+    for (ours, theirs), k in zip(copied.items(), inputs, strict=True):
+        mine, parts = _parts(ours), _parts(theirs)
+        more = [(ours.get_submodule(name), module) for name, module in theirs.named_modules()]
+        for narrower, module in more:
+            if module not in parts.values():
+                _narrow(narrower, module, basis)
+        _narrow_attention(mine, parts, basis, moments[k], student.config.num_attention_heads)
+        _narrow_neurons(*(part[name] for part in (mine, parts) for name in ("neurons", "output")), basis, squares)
+        pairs += more
     if copied:
-        _narrow_head(student, teacher, basis, seen)
+        _narrow_neurons(*_head(student), *_head(teacher), basis, squares)
     _match_norms(student, teacher, pairs, basis, batches)
+    for linear in projections:
+        linear.weight.copy_(basis)
+        linear.bias.zero_()
     if is_main_process():
-        kept = sum(_energy_kept(moment, basis) for moment in counted) / len(counted)
+        kept = sum(_energy_kept(moments[k], basis) for k in counted) / len(counted)
         of = "hidden states'" if copied else "embeddings'"
-        print(f"{width} of {wide} directions keep {kept:.0%} of the {of} energy")
-    if width == wide:
-        return StoredProjections({}, None)
-    there = basis.float(), torch.zeros(wide)
-    return StoredProjections(dict.fromkeys(range(student.config.num_hidden_layers + 1), there), there)
+        print(f"{basis.shape[1]} of {len(basis)} directions keep {kept:.0%} of the {of} energy")
 
 
 # What the text shows.
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """moments: by layer, 0 for the embedding output, E[(x, 1)(x, 1)ᵀ] of its hidden states x. squares: of the inputs of
-    a linear map, their sum."""
-
-    moments: list[torch.Tensor]
-    squares: dict[nn.Module, torch.Tensor]
-
-
-def _batches(
-    teacher: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Some of the training text as the teacher's inputs."""
+def _batches(train: Dataset, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> _Batches:
+    """Some of the training text as a model's inputs."""
     count = min(TEXTS, len(train))
     rows = train.select([k * len(train) // count for k in range(count)])
     rows = rows.select_columns([name for name in tokenizer.model_input_names if name in rows.column_names])
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))  # little padding
     collate = DataCollatorWithPadding(tokenizer)
-    for first in range(0, count, _BATCH):
-        yield collate([rows[k] for k in range(first, min(first + _BATCH, count))]).to(teacher.device)
+    return [collate(rows[first : first + _BATCH]).to(device) for first in range(0, count, _BATCH)]
 
 
-def _look(teacher: PreTrainedModel, watched: list[nn.Module], batches: Iterable[dict[str, torch.Tensor]]) -> _Seen:
-    """Of all hidden states, and the inputs of the `watched` linear maps; of real tokens."""
-    moments, squares, tokens = [], {}, 0
-    training = teacher.training
-    teacher.eval()
-    inputs = {}
+def _run(
+    model: PreTrainedModel, batches: _Batches, modules: list[nn.Module], inputs: bool = False
+) -> Iterator[tuple[list[torch.Tensor], dict[nn.Module, torch.Tensor]]]:
+    """For each batch the hidden states, and what `modules` give out, or take in: each (real tokens, width), in double
+    precision; (texts, width) where a module looks at one token of a text."""
+    seen = {}
     hooks = [
-        module.register_forward_pre_hook(lambda module, given: inputs.__setitem__(module, given[0]))
-        for module in watched
+        module.register_forward_hook(
+            lambda module, given, output: seen.__setitem__(module, given[0] if inputs else output)
+        )
+        for module in modules
     ]
-    for batch in batches:
-        real = batch["attention_mask"].bool()
-        states = teacher(**batch, output_hidden_states=True).hidden_states
-        for layer, state in enumerate(states):
-            x = nn.functional.pad(state[real].double().cpu(), (0, 1), value=1.0)
-            if layer == len(moments):
-                moments.append(0)
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            states = model(**batch, output_hidden_states=True).hidden_states
+            real = batch["attention_mask"].bool()
+
+            def rows(x: torch.Tensor, real: torch.Tensor = real) -> torch.Tensor:
+                return (x[real] if x.dim() == 3 else x).double().cpu()
+
+            yield [rows(state) for state in states], {module: rows(x) for module, x in seen.items()}
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def _look(
+    teacher: PreTrainedModel, batches: _Batches, layers: set[int], modules: list[nn.Module]
+) -> tuple[dict[int, torch.Tensor], dict[nn.Module, torch.Tensor]]:
+    """By layer, 0 for the embedding output, E[(x, 1)(x, 1)ᵀ] of its hidden states x; and of each linear map the sum of
+    its inputs' squares."""
+    moments, squares, tokens = dict.fromkeys(layers, 0), dict.fromkeys(modules, 0), 0
+    for states, inputs in _run(teacher, batches, modules, inputs=True):
+        tokens += len(states[0])
+        for layer in layers:
+            x = nn.functional.pad(states[layer], (0, 1), value=1.0)
             moments[layer] = moments[layer] + x.T @ x
-        for module, given in inputs.items():
-            given = given[real] if given.shape[:2] == real.shape else given  # a head sees one row for each text
-            squares[module] = squares.get(module, 0) + given.double().square().sum(0).cpu()
-        tokens += real.sum().item()
-    for hook in hooks:
-        hook.remove()
-    teacher.train(training)
-    return _Seen([moment / tokens for moment in moments], squares)
+        for module, a in inputs.items():
+            squares[module] = squares[module] + a.square().sum(0)
+    return {layer: moment / tokens for layer, moment in moments.items()}, squares
+
+
+def _means_and_deviations(
+    model: PreTrainedModel, batches: _Batches, modules: list[nn.Module], basis: torch.Tensor | None = None
+) -> dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """Of each element of what a module gives out, on `basis` where there is one."""
+    outputs = {module: [] for module in modules}
+    for _, seen in _run(model, batches, modules):
+        for module, x in seen.items():
+            outputs[module].append(x if basis is None else x @ basis)
+    return {module: torch.std_mean(torch.cat(x), dim=0)[::-1] for module, x in outputs.items()}
 
 
 def _principal_directions(moments: list[torch.Tensor], width: int) -> torch.Tensor:
@@ -251,10 +271,14 @@ def _narrow(ours: nn.Module, theirs: nn.Module, basis: torch.Tensor) -> None:
 
 
 def _match_norms(
-    student: PreTrainedModel, teacher: PreTrainedModel, pairs: list, basis: torch.Tensor, batches: list
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    pairs: list[tuple[nn.Module, nn.Module]],
+    basis: torch.Tensor,
+    batches: _Batches,
 ) -> None:
-    """Correct the gain and bias of each narrower layer norm, from the first to the last: its elements have the mean and
-    deviation of the teacher's, projected, on the text.
+    """Give each narrower layer norm, from the first to the last, a gain and bias with which its elements have the mean
+    and deviation that the teacher's have on B.
 
     A layer norm divides by the deviation over its elements, and of fewer elements, and without the energy that is left
     out, that is another one than the teacher's.
@@ -264,38 +288,14 @@ def _match_norms(
         for ours, theirs in pairs
         if isinstance(ours, nn.LayerNorm) and ours.weight.shape != theirs.weight.shape
     }
-    wanted = _outputs(teacher, list(norms.values()), batches, basis)
+    wanted = _means_and_deviations(teacher, batches, list(norms.values()), basis)
     for ours, theirs in norms.items():
-        (mean, deviation), (wanted_mean, wanted_deviation) = _outputs(student, [ours], batches)[ours], wanted[theirs]
-        scale = wanted_deviation / deviation
-        ours.weight.mul_(scale)
-        ours.bias.copy_((ours.bias - mean) * scale + wanted_mean)
-
-
-def _outputs(model, modules: list[nn.Module], batches: list, basis=None) -> dict:
-    """By module, the mean and deviation of each element of its outputs."""
-    sums, tokens = {module: [0, 0] for module in modules}, 0
-    outputs = {}
-    hooks = [
-        module.register_forward_hook(lambda module, given, output: outputs.__setitem__(module, output))
-        for module in modules
-    ]
-    training = model.training
-    model.eval()
-    for batch in batches:
-        real = batch["attention_mask"].bool()
-        model(**batch)
-        for module, output in outputs.items():
-            x = output[real].double().cpu()
-            x = x if basis is None else x @ basis
-            sums[module][0] = sums[module][0] + x.sum(0)
-            sums[module][1] = sums[module][1] + x.square().sum(0)
-        tokens += real.sum().item()
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    means = {module: (first / tokens, second / tokens) for module, (first, second) in sums.items()}
-    return {module: (first, (second - first.square()).clamp(min=0).sqrt()) for module, (first, second) in means.items()}
+        mean, deviation = _means_and_deviations(student, batches, [ours])[ours]
+        wanted_mean, wanted_deviation = wanted[theirs]
+        scale = wanted_deviation / deviation.clamp(min=1e-12)
+        ours.weight.copy_(ours.weight.cpu() * scale)
+        if ours.bias is not None:
+            ours.bias.copy_((ours.bias.cpu() - mean) * scale + wanted_mean)
 
 
 def _parts(layer: nn.Module) -> dict[str, nn.Linear]:
@@ -304,32 +304,35 @@ def _parts(layer: nn.Module) -> dict[str, nn.Linear]:
     return {part: module for part, pattern in _PARTS.items() for name, module in named if pattern.search(name)}
 
 
-def _copied_layers(
-    student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]
-) -> list[tuple[int, nn.Module, nn.Module]]:
-    """For each of the student's layers the teacher's number, the student's and the teacher's. Raises InputError where
-    the linear maps of a layer cannot be told apart."""
-    theirs = layer_stack(teacher)[1]
-    for layer in theirs:
+def _check_parts(teacher: PreTrainedModel) -> None:
+    """Raise InputError where the linear maps of a layer cannot be told apart."""
+    for layer in layer_stack(teacher)[1]:
         linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         if set(_parts(layer)) != set(_PARTS) or len(linear) != len(_PARTS):
             raise InputError(
                 f"--student_start layers: does not know how to narrow the layers of {type(teacher).__name__}; use "
                 "embeddings or random"
             )
-    return [(layer, ours, theirs[layer - 1]) for ours, layer in zip(layer_stack(student)[1], layers, strict=True)]
 
 
-def _narrow_layer(ours: nn.Module, theirs: nn.Module, basis: torch.Tensor, seen: _Seen, layer: int, heads: int) -> None:
-    """The student's layer from the teacher's, number `layer` (1-based)."""
-    mine, parts = _parts(ours), _parts(theirs)
-    done = set(mine.values())
-    named = dict(theirs.named_modules())
-    for name, module in ours.named_modules():
-        if module not in done:
-            _narrow(module, named[name], basis)
-    _narrow_attention(mine, parts, basis, seen.moments[layer - 1], heads)
-    _narrow_neurons(mine["neurons"], mine["output"], parts["neurons"], parts["output"], basis, seen)
+def _outside_layers(
+    student: PreTrainedModel, teacher: PreTrainedModel, start: Start
+) -> list[tuple[nn.Module, nn.Module]]:
+    """The student's and the teacher's modules outside their layers, as far as `start` takes them."""
+    ours, within = dict(student.named_modules()), set()
+    if start.layers:
+        within = set(layer_stack(teacher)[1].modules())
+    return [
+        (ours[name], module)
+        for name, module in teacher.named_modules()
+        if module not in within and (start.layers or "embedding" in name)
+    ]
+
+
+def _head(model: PreTrainedModel) -> list[nn.Linear]:
+    """The classifier, and the map before it."""
+    within = set(layer_stack(model)[1].modules())
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and module not in within][-2:]
 
 
 def _narrow_attention(
@@ -378,25 +381,20 @@ def _root(moment: torch.Tensor) -> torch.Tensor:
 
 
 def _narrow_neurons(
-    into: nn.Linear, out: nn.Linear, their_into: nn.Linear, their_out: nn.Linear, basis: torch.Tensor, seen: _Seen
+    into: nn.Linear,
+    out: nn.Linear,
+    their_into: nn.Linear,
+    their_out: nn.Linear,
+    basis: torch.Tensor,
+    squares: dict[nn.Module, torch.Tensor],
 ) -> None:
     """Two linear maps with a function between: the neurons stay that add most to what comes out, E[a²] |w|² of the
     activation a and the weights w that lead out of it."""
     weight = _reduced(their_out.weight, (len(out.weight), their_out.in_features), basis)
     weight_in = _reduced(their_into.weight, (their_into.out_features, into.in_features), basis)
-    added = seen.squares[their_out] * weight.square().sum(0)
+    added = squares[their_out] * weight.square().sum(0)
     stay = added.topk(into.out_features).indices.sort().values
     into.weight.copy_(weight_in[stay])
     into.bias.copy_(their_into.bias.double().cpu()[stay])
     out.weight.copy_(weight[:, stay])
     out.bias.copy_(_reduced(their_out.bias, out.bias.shape, basis))
-
-
-def _narrow_head(student: PreTrainedModel, teacher: PreTrainedModel, basis: torch.Tensor, seen: _Seen) -> None:
-    """The classifier, and the layer before it, whose neurons are chosen like a feed-forward layer's."""
-    pairs = []
-    for model in (student, teacher):
-        within = set(layer_stack(model)[1].modules())
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in within]
-        pairs += linear[-2:]
-    _narrow_neurons(*pairs, basis, seen)

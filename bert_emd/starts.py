@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Start:
-    """`what` the start is, for --help; whether it takes the teacher's `embeddings`, and its chosen `layers` and head,
-    all projected to the student's width. What is not taken is drawn by the seed."""
+    """`what` the start is, for --help; whether it takes the teacher's `embeddings`, and its chosen `layers` and head.
+    Weights that are not taken are drawn by the seed."""
 
     what: str
     embeddings: bool = True
@@ -16,6 +16,15 @@ class Start:
 
 STARTS = {
     "layers": Start("the teacher's embeddings, chosen layers and head"),
-    "embeddings": Start("its embeddings; layers and head are new", layers=False),
-    "random": Start("all weights are new", embeddings=False, layers=False),
+    "embeddings": Start("the teacher's embeddings, new layers", layers=False),
+    "random": Start("new weights", embeddings=False, layers=False),
 }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Hidden width, feed-forward width and attention heads of a student; what is None follows the teacher."""
+
+    width: int | None = None
+    ffn: int | None = None
+    heads: int | None = None

@@ -14,11 +14,9 @@ from bert_emd.attention_scores import expose_attention
 from bert_emd.distillation import Distillation
 from bert_emd.layer_mapping import LayerMapping
 from bert_emd.mappings import MAPPINGS
-from bert_emd.narrow_student import Shape, is_copy, make_student, start_from_teacher
+from bert_emd.narrow_student import make_student, start_from_teacher
 from bert_emd.objectives import LayerCosts, Objective, PublishedCosts
-from bert_emd.starts import STARTS
 from bert_emd.student import (
-    StoredProjections,
     make_projections,
     parse_student_layers,
     stored_projections,
@@ -61,7 +59,9 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         distillation.teacher_model, distillation.student_model, "--student_model", task_args.do_lower_case
     )
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
-    student = load_student(distillation, teacher, task)
+    student, stored = load_student(distillation, teacher, task), None
+    if distillation.student_model:
+        stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
     for model in (teacher, student):
         check_length(model.config, task_args.max_seq_length)
     mapping = make_mapping(distillation, student.config, teacher.config)
@@ -69,7 +69,6 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     check_batch(args, datasets.train)
-    stored = start_student(distillation, student, teacher.to(args.device), datasets.train, tokenizer)
     costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
     if distillation.objective == "published":
         lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
@@ -98,6 +97,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
             with args.main_process_first(local=False):
                 cache = plan.open()
             train = train.add_column("example", list(range(len(train))))
+        if checkpoint is None and not distillation.student_model:
+            start_student(distillation, student, projections, teacher.to(args.device), datasets.train, tokenizer)
         padding = {}
         if distillation.pad_to_max_length:
             padding = {"padding": "max_length", "max_length": task_args.max_seq_length}
@@ -203,40 +204,34 @@ def load_shared_tokenizer(
 
 
 def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
-    """A model of its own, or one of the teacher's architecture, which `start_student` may have to fill."""
+    """A model of its own, or one of the teacher's architecture, for `start_student` to fill."""
     if distillation.student_model:
         return load_classifier(distillation.student_model, task, "--student_model")
-    shape = shape_of_student(distillation)
-    return make_student(teacher, layers_for_student(distillation, teacher), shape, STARTS[distillation.student_start])
+    layers = teacher_layers(distillation, teacher)
+    if distillation.start.layers and is_main_process():
+        print(f"student from the teacher's layers {', '.join(map(str, layers))}")
+    return make_student(teacher, layers, distillation.shape, distillation.start)
 
 
-def shape_of_student(distillation: DistillationArguments) -> Shape:
-    return Shape(distillation.student_width, distillation.student_ffn, distillation.student_heads)
-
-
-def layers_for_student(distillation: DistillationArguments, teacher: PreTrainedModel) -> list[int]:
+def teacher_layers(distillation: DistillationArguments, teacher: PreTrainedModel) -> list[int]:
     """The teacher's layer for each of the student's."""
-    copied = STARTS[distillation.student_start].layers
-    return parse_student_layers(distillation.student_layers, teacher.config.num_hidden_layers, copied)
+    return parse_student_layers(
+        distillation.student_layers, teacher.config.num_hidden_layers, distillation.start.layers
+    )
 
 
 def start_student(
     distillation: DistillationArguments,
     student: PreTrainedModel,
+    projections: torch.nn.ModuleList,
     teacher: PreTrainedModel,
     train: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-) -> StoredProjections | None:
-    """Fill in what a student of the teacher's architecture takes from it; the maps to the teacher's width that the
-    student brings."""
-    if distillation.student_model:
-        return stored_projections(distillation.student_model, teacher.config.hidden_size)
-    layers, start = layers_for_student(distillation, teacher), STARTS[distillation.student_start]
-    if is_main_process():
-        print(f"student from the teacher's layers {', '.join(map(str, layers))}" if start.layers else start.what)
-    if is_copy(shape_of_student(distillation), start) or not start.embeddings:
-        return None
-    return start_from_teacher(student, teacher, layers, start, train, tokenizer)
+) -> None:
+    """Fill in what a student of the teacher's architecture takes from it, and has not yet."""
+    if distillation.start.embeddings and not distillation.copies_teacher:
+        layers = teacher_layers(distillation, teacher)
+        start_from_teacher(student, projections, teacher, layers, distillation.start, train, tokenizer)
 
 
 def make_mapping(
