@@ -61,3 +61,10 @@ def test_signals_and_waiting(tmp_path):
         process.send_signal(number)
         out, err = process.communicate(timeout=10)
         assert (process.poll(), out) == (-number, "began\n") and ("KeyboardInterrupt" in err) == (number == 2)
+
+
+def test_tests_of_a_group_stay_together(request):
+    """pytest-xdist says so in their names, which newer versions of pytest do not let it change."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("tests run side by side with --dist loadgroup")
+    assert request.node.nodeid.endswith("@warm")
