@@ -434,7 +434,16 @@ CASES = {
     "gradient checkpointing": Case(
         "distil", "--activation_checkpointing: is not supported in distillation", options="--gradient_checkpointing"
     ),
-    "padding": Case("distil", "--count_padding: needs --pad_to_max_length", options="--count_padding"),
+    "padding": Case(
+        "distil",
+        "--count_padding: needs --pad_to_max_length",
+        options="--objective published --count_padding",
+    ),
+    "padding without units": Case(
+        "distil",
+        "--count_padding: needs --objective published",
+        options="--pad_to_max_length --count_padding",
+    ),
     "a recipe's padding": Case(
         "distil",
         "--count_padding: needs --pad_to_max_length",
