@@ -24,7 +24,7 @@ from bert_finetune.processes import is_main_process
 TEXTS, _BATCH = 256, 32
 
 # What architectures call the width of their feed-forward layers.
-_FFN = ("intermediate_size", "hidden_dim", "d_inner")
+_FFN = ("hidden_dim", "d_inner", "intermediate_size")
 
 # The linear maps of a layer, by the end of their names in BERT, RoBERTa and ELECTRA, DistilBERT, MPNet.
 _PARTS = {

@@ -413,6 +413,45 @@ CASES = {
     "no layers": Case(
         "distil", "--student_layers few: give a number of layers", options="--student_model= --student_layers few"
     ),
+    "a width for a student of its own": Case(
+        "distil", "--student_width: the --student_model has its own", options="--student_width 12"
+    ),
+    "a start for a student of its own": Case(
+        "distil", "--student_start: the --student_model has its own", options="--student_start random"
+    ),
+    "a width that heads do not divide": Case(
+        "distil",
+        "--student_width 10: 3 attention heads do not divide it",
+        options="--student_model= --student_layers 2 --student_width 10",
+    ),
+    "no width": Case(
+        "distil", "--student_width wide: ", options="--student_model= --student_layers 2 --student_width wide"
+    ),
+    "too narrow": Case(
+        "distil",
+        "--student_width 0: must be at least 1",
+        options="--student_model= --student_layers 2 --student_width 0",
+    ),
+    "too wide": Case(
+        "distil",
+        "--student_width 27: the teacher is only 24 wide",
+        options="--student_model= --student_layers 2 --student_width 27",
+    ),
+    "too many layers for a narrow student": Case(
+        "distil",
+        "--student_layers 5: the teacher has 4 layers",
+        options="--student_model= --student_layers 5 --student_width 12",
+    ),
+    "heads that cannot be compared": Case(
+        "distil",
+        "the student has 2 attention heads and the teacher 3",
+        options="--student_model= --student_layers 2 --student_width 12 --student_heads 2 --student_start random",
+    ),
+    "an unknown start": Case(
+        "distil",
+        "argument --student_start: invalid choice: 'best'",
+        options="--student_model= --student_layers 2 --student_start best",
+    ),
     "widths": Case("distil", "--projection none: the student is 12 wide, the teacher 24", options="--projection none"),
     "mapping": Case(
         "distil",
