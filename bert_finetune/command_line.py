@@ -62,7 +62,7 @@ class Parser:
         heavy is imported. Answers --help; raises InputError for options that are not there."""
         argv = sys.argv[1:] if argv is None else argv
         # The values of the Trainer's other options are looked at later.
-        return self._light.dataclasses(argv)[: len(self._dataclasses) + 1]
+        return self.light.dataclasses(argv)[: len(self._dataclasses) + 1]
 
     def set_defaults(self, **defaults) -> None:
         """Other defaults for what `parse` will read."""
@@ -86,7 +86,9 @@ class Parser:
         return parser
 
     @functools.cached_property
-    def _light(self) -> _ArgumentParser:
+    def light(self) -> _ArgumentParser:
+        """The argparse parser of all options that imports no torch; of the Trainer's other options it knows the names,
+        and which values are numbers."""
         parser = _ArgumentParser([*self._dataclasses, RunOptions], **self._settings)
         known = {action.dest for action in parser._actions}
         for option in trainer_options():

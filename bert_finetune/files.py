@@ -48,8 +48,15 @@ def rename(path: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it."""
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    """Remove a file, or a folder with all that is in it, of which a kill leaves nothing under the folder's own name."""
+    if path.is_dir() and not path.is_symlink():
+        going = path.with_name(f".removing-{path.name}")
+        if going.exists():
+            shutil.rmtree(going)
+        rename(path, going)
+        shutil.rmtree(going)
+    else:
+        path.unlink()
     flush(path.parent)
 
 

@@ -28,10 +28,12 @@ from bert_finetune.run_checkpoints import (
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
 _PREDICTIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
+# What a killed run was about to save, or to remove.
+_UNFINISHED = (".saving-*", ".removing-*")
 # What a run writes, beside its checkpoints, and --overwrite_output_dir takes away; nothing else is ever touched.
 _RUN_FILES = (
     "runs",
-    ".saving-*",
+    *_UNFINISHED,
     "model*.safetensors*",
     "config.json",
     "tokenizer.json",
@@ -54,7 +56,7 @@ _RUN_FILES = (
 
 # What --push_to_hub keeps back: what only this machine has a use for, or names it (TensorBoard's log), labels and
 # predictions of the user's data.
-_KEPT_HERE = ("runs", ".saving-*", "teacher_cache", "dev_predictions.npz", "test_predictions.npz", *_PREDICTIONS)
+_KEPT_HERE = ("runs", *_UNFINISHED, "teacher_cache", "dev_predictions.npz", "test_predictions.npz", *_PREDICTIONS)
 
 
 def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:
@@ -96,8 +98,7 @@ def output_folder(args: TrainingArguments, experiment: dict) -> Iterator[str | N
     # With several processes the first tidies up, and the others then find nothing left to do.
     with args.main_process_first(local=False):
         try:
-            for unfinished in folder.glob(".saving-*"):
-                remove(unfinished)
+            _remove(path for pattern in _UNFINISHED for path in folder.glob(pattern))
             if resume is None and args.overwrite_output_dir:
                 _set_aside(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,7 @@ def forget_replaced_run(folder: Path) -> None:
 def forget_figures(folder: Path) -> None:
     """Remove the figures of the model that is about to be replaced, so that none stand beside another one's weights if
     the run ends in between."""
-    _remove(path for pattern in ("eval_results.*", "dev_predictions.npz") for path in folder.glob(pattern))
+    _remove(path for pattern in ("eval_results.*", "*_predictions.npz") for path in folder.glob(pattern))
 
 
 def pushed_files(folder: Path) -> list[str]:

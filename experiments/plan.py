@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bert_emd.arguments import DistillationArguments
 from bert_finetune.arguments import ModelArguments, TaskArguments
-from bert_finetune.checkpoints import load_config
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
@@ -41,28 +40,44 @@ class Script:
     def _checker(self) -> ArgumentParser:
         return self.parser()
 
+    @functools.cached_property
+    def _light_checker(self) -> ArgumentParser:
+        return _without_required(Parser(*self.arguments, TaskArguments, description="").light)
+
     def parser(self) -> ArgumentParser:
         """All options of the script, none of them required."""
-        parser = Parser(*self.arguments, TaskArguments, description="").full()
-        # A plan's table need not hold what another one gives.
-        for action in parser._actions:
-            action.required = False
-        return parser
+        return _without_required(Parser(*self.arguments, TaskArguments, description="").full())
 
     def check(self, where: str, options: dict) -> None:
-        """Raise InputError for options that the script does not have, or that do not fit."""
+        """Raise InputError for options that the script does not have, or that do not fit as far as that can be told
+        without torch; `check_values` tells the rest."""
         for name, value in options.items():
             if name in self.given:
                 raise InputError(f"{where}: {name} has no place in a plan; the suite decides on it")
             values = value if isinstance(value, list) else [value]
             if not values or not all(isinstance(one, str | int | float) for one in values):
                 raise InputError(f"{where}: {name}: give true, false, a number, a text, or a list of such")
-            try:
-                _, unknown = self._checker.parse_known_args(as_arguments({name: value}))
-            except InputError as error:
-                raise InputError(f"{where}: {str(error).removesuffix('; see --help')}") from error
-            if unknown:
+            if self._parse(self._light_checker, where, {name: value}):
                 raise InputError(f"{where}: {self.path} has no option {name}")
+
+    def check_values(self, where: str, options: dict) -> None:
+        """Raise InputError for values of the Trainer's options that do not fit."""
+        for name, value in options.items():
+            self._parse(self._checker, where, {name: value})
+
+    def _parse(self, parser: ArgumentParser, where: str, option: dict) -> list[str]:
+        """Have an option parsed; returns what is unknown of it."""
+        try:
+            return parser.parse_known_args(as_arguments(option))[1]
+        except InputError as error:
+            raise InputError(f"{where}: {str(error).removesuffix('; see --help')}") from error
+
+
+def _without_required(parser: ArgumentParser) -> ArgumentParser:
+    """The parser with no option required: a plan's table need not hold what another one gives."""
+    for action in parser._actions:
+        action.required = False
+    return parser
 
 
 TEACHER_SCRIPT = Script("bert_finetune/run_glue.py", (ModelArguments,), tuple(_GIVEN))
@@ -143,6 +158,8 @@ class Plan:
         for run in self.runs(Path()):
             if "student_model" in run.options:
                 models[run.options["student_model"]] = "student_model"
+        from bert_finetune.checkpoints import load_config  # which imports torch
+
         for model, option in models.items():
             load_config(model, f"{self.path}: {option}")
 
@@ -167,6 +184,8 @@ def read_plan(path: Path) -> Plan:
         if not fits:
             raise InputError(f"{path}: {what}")
 
+    checked = []
+
     def distinct(key: str, kind: type) -> list:
         values = plan.get(key)
         good = isinstance(values, list) and values and all(type(value) is kind for value in values)
@@ -178,7 +197,9 @@ def read_plan(path: Path) -> Plan:
         return holder.get(key, {})
 
     def check_options(where: str, options: dict, script: Script, within: list[str]) -> None:
-        script.check(f"{path}: [{where}]", {k: value for k, value in options.items() if not isinstance(value, dict)})
+        plain = {name: value for name, value in options.items() if not isinstance(value, dict)}
+        script.check(f"{path}: [{where}]", plain)
+        checked.append((script, f"{path}: [{where}]", plain))
         for name, value in options.items():
             if isinstance(value, dict):
                 check(name in within, f"[{where}.{name}]: {name} is none of the plan's tasks and sizes")
@@ -231,4 +252,6 @@ def read_plan(path: Path) -> Plan:
         path, tasks, seeds, baseline, data_dir, teacher_seeds, teacher, folder, student, sizes or {"": {}}, methods
     )
     read.runs(Path())
+    for script, where, plain in checked:
+        script.check_values(where, plain)  # last, since this imports torch
     return read

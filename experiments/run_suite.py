@@ -19,13 +19,15 @@ from bert_finetune.files import write_atomically
 def main(argv: list[str] | None = None) -> None:
     options = read_options(argv)
 
+    from experiments.plan import read_plan
+
+    plan = read_plan(options.plan)
+
     from experiments.engines import LocalEngine, RayEngine, local_environments
     from experiments.estimate import show_what_is_left
-    from experiments.plan import read_plan
     from experiments.progress import Progress
     from experiments.suite import check_records, only_suite, run_all, show_outcome
 
-    plan = read_plan(options.plan)
     plan.check_sources()
     runs = plan.runs(options.output_dir)
     if options.dry_run:

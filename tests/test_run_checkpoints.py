@@ -14,10 +14,10 @@ import pytest
 import warm
 from conftest import save_bert
 from glue_files import write_task
-from mishaps import snapshot
+from mishaps import full_disk, snapshot
 
 from bert_emd.emd_task_distill import main as distil
-from bert_finetune import files, outputs, run_checkpoints
+from bert_finetune import files, finishing, outputs, run_checkpoints
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
 from bert_finetune.run_checkpoints import checkpoints, fault_of, keep, last_checkpoint, last_good_checkpoint
@@ -382,6 +382,58 @@ def test_killed_at_random_instants(world, tmp_path):
             assert code == 0, process.communicate()[1][-3000:]
             break
         assert weights(out) == reference, out
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_none_that_is_half_there(tmp_path, monkeypatch):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "complete.json").write_text("{}")
+
+    def killed(folder):
+        (folder / "complete.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path, 1, None)
+    assert checkpoints(tmp_path) == [tmp_path / "checkpoint-4"]
+    assert run_checkpoints.not_of_a_run(tmp_path) is None
+
+
+def test_no_old_figures_beside_new_weights(world, tmp_path, monkeypatch, exits_with_2):
+    """A finished run that goes on for longer, and whose disk is full once its new weights are there."""
+    out, last = tmp_path / "out", ["--load_best_model_at_end", "False"]
+    fine_tune(fine_tuning(world, out, *last))
+    before, original = weights(out), finishing.write_eval_results
+
+    def on_a_full_disk(*args):
+        with full_disk(40):
+            original(*args)
+
+    longer = fine_tuning(world, out, *last, "--num_train_epochs", 3, "--resume_from_checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr(finishing, "write_eval_results", on_a_full_disk)
+        assert f"{out}/eval_results.json: cannot be written" in exits_with_2(fine_tune, *longer)
+    assert weights(out) != before
+    assert not [*out.glob("eval_results.*"), *out.glob("*_predictions.npz")]
+    fine_tune(longer)
+    assert json.loads((out / "eval_results.json").read_text())["history"][-1]["epoch"] == 3
+
+
+def test_a_run_that_cannot_save_its_first_result_leaves_the_earlier_one(world, tmp_path, monkeypatch, exits_with_2):
+    out = tmp_path / "out"
+    fine_tune(fine_tuning(world, out))
+    before = snapshot(out)
+    original = finishing.save_classifier
+
+    def on_a_full_disk(*args):
+        with full_disk(20_000):
+            original(*args)
+
+    monkeypatch.setattr(finishing, "save_classifier", on_a_full_disk)
+    words = fine_tuning(world, out, "--save_strategy", "no", "--overwrite_output_dir")
+    assert "cannot be written" in exits_with_2(fine_tune, *words)
+    assert snapshot(out) == before
 
 
 def test_keep(tmp_path):
