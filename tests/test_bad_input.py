@@ -842,6 +842,7 @@ KILLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_while_writing(name, world):
     """The process dies in mid-file, at different sizes, then before each of its renames: a file has all of its old

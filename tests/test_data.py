@@ -176,10 +176,12 @@ def _check_features(path: Path, vocabulary: Path):
 # The packaged model has the vocabulary of bert-base-uncased.
 
 
+@pytest.mark.slow
 def test_golden_features(packaged_model):
     _check_features(Path(__file__).parent / "golden" / "features.json", packaged_model)
 
 
+@pytest.mark.slow
 def test_golden_features_of_glue_text(packaged_model):
     path = SHARED / "golden" / "features_glue.json"
     if not path.exists():

@@ -319,6 +319,7 @@ MEMBER = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(members=st.lists(MEMBER, max_size=4), good=st.booleans(), number=st.integers(0, 2**32))
 @fuzz
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -100,6 +100,7 @@ def test_layers_need_not_be_contiguous_and_may_be_low_precision(kernel):
         assert halves[0].grad.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_the_compiled_kernel_is_the_eager_one_for_all_lengths():
     graphs = []
@@ -117,6 +118,7 @@ def test_the_compiled_kernel_is_the_eager_one_for_all_lengths():
     assert len(set(graphs)) == 1
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_triton_kernel_compiles_for_a_gpu():
     """Down to machine code for a Hopper GPU, without one."""

@@ -53,6 +53,7 @@ class TestSolver:
             solve_transport(np.ones(1), np.ones(1), np.array([[np.nan]]), solver)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVER_NAMES)
 def test_the_flows_of_1000_random_problems_are_the_linear_program_s(solver):
     """Not those of the other solver alone: pyemd hands its problems to pot."""
@@ -158,6 +159,7 @@ def test_zero_cost_is_the_limit_of_the_formula(kind):
     np.testing.assert_allclose(attend_to_costs(np.zeros(4), kind, 1.0), np.full(4, 0.25))
 
 
+@pytest.mark.slow
 @given(
     m=st.integers(1, 6),
     n=st.integers(1, 6),
@@ -234,6 +236,7 @@ def test_momentum_settles_where_the_paper_s_weights_swing():
     np.testing.assert_allclose(transport.hidden_weights[0].numpy(), settled[-1], atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [(2, 2), (3, 6), (4, 12)], ids=str)
 def test_weights_settle_with_the_default_momentum(layers):
     """Of 30 problems drawn at random, all; without momentum 1, 25 and 30 of them swing."""

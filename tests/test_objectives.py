@@ -283,6 +283,7 @@ def _steps(draw):
     return student, teacher, mask(*lengths, length=size["length"]), mapping, whole
 
 
+@pytest.mark.slow
 @given(_steps())
 @settings(max_examples=150, deadline=None)
 def test_never_nan(step):

@@ -35,6 +35,7 @@ def arrays(run):
         return {name: found[name] for name in found.files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", SHAPES, ids=str)
 def test_files(layers, tmp_path):
     run = a_run(tmp_path / "run", layers)
@@ -61,6 +62,7 @@ def test_a_picture_is_the_same_each_time(tmp_path):
     assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", SHAPES, ids=str)
 def test_the_flow_is_the_steps_average(layers, tmp_path):
     run = a_run(tmp_path / "run", layers)
@@ -72,6 +74,7 @@ def test_the_flow_is_the_steps_average(layers, tmp_path):
         assert axis.get_title() == {"attention": "attention scores", "hidden": "hidden states"}[branch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", SHAPES, ids=str)
 def test_the_flow_over_training(layers, tmp_path):
     m, n = layers
@@ -90,6 +93,7 @@ def test_the_flow_over_training(layers, tmp_path):
     assert all(int(label.get_text()) == int(row) % (n + 1) + 1 for row, label in rows)
 
 
+@pytest.mark.slow
 def test_a_long_run_is_drawn_in_fewer_intervals(tmp_path):
     run = a_run(tmp_path / "run", records=1001)
     (mesh, *_) = draw_flow_over_training(run, tmp_path / "flow").axes[0].collections
@@ -117,6 +121,7 @@ def test_layer_weights(merged, tmp_path):
         assert [name.get_text() for name in axis.texts] == [str(k + 1) for k in range(weights.shape[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", SHAPES, ids=str)
 def test_names_of_layers_do_not_cover_each_other(layers, tmp_path):
     for axis in draw_layer_weights(a_run(tmp_path / "run", layers), tmp_path / "weights").axes:

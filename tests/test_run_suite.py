@@ -58,6 +58,7 @@ def start(plan, out, tmp_path, **options) -> warm.Process:
     return warm.start(script, tmp_path, plan, "--output_dir", out, "--jobs", "2", **options)
 
 
+@pytest.mark.slow
 def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(6), raising=False)
@@ -94,6 +95,7 @@ def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch
     assert not [*out.glob("**/checkpoint-*")]
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others(plan, stand_ins, tmp_path, capsys):
     path, out = plan(('layer_mapping = "none"', "weight_decay = 13")), tmp_path / "out"
     with pytest.raises(SystemExit) as exit_info:
@@ -108,6 +110,7 @@ def test_a_failed_run_does_not_stop_the_others(plan, stand_ins, tmp_path, capsys
     assert (out / "RTE/none/seed-1/checkpoint-1").exists() and not (out / "RTE/emd/seed-2/checkpoint-1").exists()
 
 
+@pytest.mark.slow
 def test_students_of_a_failed_teacher_are_skipped(plan, stand_ins, tmp_path, capsys):
     path, out = plan(("[student]", "[teacher.RTE]\nweight_decay = 13\n[student]")), tmp_path / "out"
     with pytest.raises(SystemExit) as exit_info:
@@ -162,6 +165,7 @@ def test_interrupted(plan, tmp_path):
     assert not is_alive(int((running / "starts").read_text().split()[0]))
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_an_earlier_start_of_itself(plan, stand_ins, tmp_path):
     """One that outlived its suite, as it may where the kernel does not end it: it still holds its log."""
     path, out = plan(('["RTE", "MRPC"]', '["RTE"]'), ("[1, 2]", "[1]"), ("[methods.emd]", "")), tmp_path / "out"
@@ -177,6 +181,7 @@ def test_a_run_waits_for_an_earlier_start_of_itself(plan, stand_ins, tmp_path):
     earlier.wait()
 
 
+@pytest.mark.slow
 def test_a_changed_plan_is_refused(plan, stand_ins, tmp_path, exits_with_2):
     path, out = plan(), tmp_path / "out"
     suite(path, out)
@@ -189,6 +194,7 @@ def test_a_changed_plan_is_refused(plan, stand_ins, tmp_path, exits_with_2):
     assert f"{tmp_path}/other/RTE/teacher: there already, but of no suite" in line
 
 
+@pytest.mark.slow
 def test_students_of_another_teacher_are_refused(plan, stand_ins, tmp_path, exits_with_2):
     path, out = plan(("[methods.emd]", ""), ("[1, 2]", "[1]")), tmp_path / "out"
     suite(path, out)
@@ -210,6 +216,7 @@ def test_students_of_another_teacher_are_refused(plan, stand_ins, tmp_path, exit
     assert starts(out / "RTE/none/seed-1") == ["new"]
 
 
+@pytest.mark.slow
 def test_a_teacher_for_each_seed(plan, stand_ins, tmp_path, capsys, exits_with_2):
     own = ("seeds = [1, 2]", "seeds = [1, 2]\nteacher_seeds = true")
     path, out = plan(own, ('["RTE", "MRPC"]', '["RTE"]')), tmp_path / "out"
@@ -240,6 +247,7 @@ def test_a_teacher_for_each_seed(plan, stand_ins, tmp_path, capsys, exits_with_2
     assert f"the plan now says learning_rate=0.1; remove {out}/RTE to run teacher and students anew" in line
 
 
+@pytest.mark.slow
 def test_a_teacher_for_each_seed_where_there_was_one(plan, stand_ins, tmp_path, exits_with_2):
     path, out = plan(('["RTE", "MRPC"]', '["RTE"]')), tmp_path / "out"
     suite(path, out)
@@ -588,6 +596,7 @@ def test_a_machine_of_the_cluster_that_died(plan, tmp_path):
     assert told["error"].startswith("WorkerCrashedError: ") and "traceback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "said"), [MISHAP, MISTAKE], ids=["a mishap", "a mistake of ours"])
 def test_a_run_that_could_not_be_carried_out(error, said, plan, stand_ins, tmp_path, monkeypatch, capsys):
     """The others are; a mistake of this project keeps its traceback, in the record and at the end."""

@@ -50,6 +50,7 @@ def test_dev_scores(tmp_path):
     assert not list(tmp_path.glob("none*"))
 
 
+@pytest.mark.slow
 def test_many_methods_have_a_panel_each(tmp_path):
     names = ["none", "emd", "uniform", "skip", "last"]
     methods = {

@@ -45,6 +45,7 @@ def made_up(task, examples, rng, runs=3):
     return logits, rng.integers(task.kind.outputs, size=examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS_OF_ALL_METRICS, ids=lambda task: f"{task.name} {task.metric}")
 def test_resamples_are_measured_as_the_task_does(task):
     """Against a plain loop over the same resamples."""

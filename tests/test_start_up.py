@@ -21,6 +21,7 @@ SCRIPTS = [
 HEAVY = {"torch", "scipy", "sklearn", "matplotlib", "datasets", "pyarrow", "ot", "pyemd", "accelerate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--no_such_option", 2)], ids=["help", "a wrong option"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_nothing_heavy_is_imported(script, option, code):

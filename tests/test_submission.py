@@ -251,6 +251,7 @@ BAD_ZIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_ZIPS)
 def test_bad_zips(case, tmp_path, exits_with_2):
     damage, message = BAD_ZIPS[case]
@@ -296,6 +297,7 @@ def test_what_do_predict_writes_is_checked(tmp_path, exits_with_2):
     assert "line" not in line.removeprefix(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "glue_data").exists(), reason="the official files are not here")
 def test_official_files_end_to_end(tmp_path, capsys):
     predict(save_bert(tmp_path / "model", TWO), "WNLI", SHARED / "glue_data", tmp_path / "WNLI")

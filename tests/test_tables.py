@@ -159,6 +159,7 @@ def test_metadata_that_are_not_hugging_face_s(metadata, tmp_path):
     assert texts(read_table(tmp_path / "a.parquet")) == [["a", "0"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "parquet"])
 @given(
     content=st.one_of(

@@ -445,6 +445,7 @@ def test_the_least_recently_used_makes_room(model, tmp_path, capsys):
     assert sum(cache.size for cache in caches_in(tmp_path)) <= 1e6
 
 
+@pytest.mark.slow
 def test_what_is_in_use_stays(model, tmp_path):
     oldest, held = use(model, tmp_path, 0, age=100)
     second, third = (use(model, tmp_path, k, age=50 - k)[0] for k in (1, 2))
@@ -492,6 +493,7 @@ def test_another_process_s_cache_is_in_use_until_it_ends_or_is_killed(tmp_path):
     assert surplus(tmp_path, -1) == [cache] and cache.remove() and not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_claimed_is_there_while_another_run_removes(tmp_path):
     """Another process claims it again and again, this one removes it as often as it can."""
     folder = tmp_path / "0123456789abcdef"

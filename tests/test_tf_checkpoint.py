@@ -139,6 +139,7 @@ def test_unknown_fields_are_skipped(tmp_path):
     assert_same(read_all(write_checkpoint(tmp_path / "model", VARIABLES, append={"": unknown, name: unknown})))
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_index(copy):
     index = copy.with_name(INDEX)
     whole, chance = index.read_bytes(), random.Random(0)
@@ -170,6 +171,7 @@ def test_flipped_bytes_of_the_data(copy):
     assert_same(read_all(copy))
 
 
+@pytest.mark.slow
 def test_every_truncation_of_the_index(copy):
     index = copy.with_name(INDEX)
     whole = index.read_bytes()
@@ -178,6 +180,7 @@ def test_every_truncation_of_the_index(copy):
         assert not survives(copy), size
 
 
+@pytest.mark.slow
 def test_every_truncation_of_the_data(copy):
     checkpoint = TFCheckpoint(copy)
     by_end = sorted(checkpoint.variables, key=lambda name: -checkpoint.variables[name].offset)
