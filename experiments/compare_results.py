@@ -2,10 +2,10 @@
 
     python experiments/compare_results.py model/ablations --baseline none --output_dir results
 
-Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, in points (100 x
-accuracy, F1 or correlation). What is written: results.md, results.tex (needs booktabs and graphicx), results.csv (a row
-for each run), summary.csv (a row for each method and figure), a picture of each figure over training and against speed,
-report.html (all of it, with the runs' own pictures, commands and versions).
+Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, those called test_...
+of the runs' --agreement_file, in points (100 x accuracy, F1 or correlation). What is written: results.md, results.tex
+(needs booktabs and graphicx), results.csv (a row for each run), summary.csv (a row for each method and figure),
+pictures of each figure compared by, report.html (all of it, with the runs' own pictures, commands and versions).
 """
 
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
 from bert_finetune.files import read_toml, write_atomically
+from experiments.figures import SCORE
 from experiments.significance import MARGIN, RESAMPLES
 
 TITLE = "Results on the dev set"
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     plans = [read_toml(path) for path in plan_files.values()]
     baseline, notes = choose_baseline(options.baseline, plans, runs)
     notes += state_notes(unfinished) + begin_notes(plans, [*runs, *unfinished])
-    comparison = compare(runs, baseline, options.resamples, options.equivalence)
+    comparison = compare(runs, baseline, options.resamples, options.equivalence, options.figure)
     footprints, conditions = model_footprints(runs, timed=not options.no_speed)
     measured = [overview(comparison, footprints, conditions), *differences(comparison)]
     published = published_tables()
@@ -74,6 +75,13 @@ def read_options(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--baseline",
         help="method to compare the others with (default: the one of the suite's plan.toml; without it, no comparison)",
+    )
+    parser.add_argument(
+        "--figure",
+        nargs="+",
+        default=[SCORE],
+        help="what to compare by: accuracy, f1, ..., agreement, divergence, or score, the task's own (the default); of "
+        "the dev set, or, as test_score, of the runs' --agreement_file",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("results"), help="where the tables go (results)")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples ({RESAMPLES})")

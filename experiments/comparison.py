@@ -1,6 +1,7 @@
 """What finished runs show: means over seeds, differences to a baseline and how sure they are."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import groupby, product
@@ -8,7 +9,8 @@ from itertools import groupby, product
 import numpy as np
 
 from bert_finetune.errors import InputError
-from experiments.finished_runs import DevFigure, FinishedRun, Unfinished, figures_of, run_name
+from experiments.figures import SCORE, Arrays, Figure, all_figures_of, figures_of
+from experiments.finished_runs import FinishedRun, Unfinished, run_name
 from experiments.significance import (
     MARGIN,
     RESAMPLES,
@@ -30,12 +32,12 @@ class Summary:
     """A method on one figure. All figures and differences in points (100 x the figure).
 
     values: one per seed. difference: mean over the `common` seeds of (method - baseline); interval: its 95 % bootstrap
-    interval over dev examples, for the models as they were trained; p: of the paired t-test over the common seeds, for
+    interval over examples, for the models as they were trained; p: of the paired t-test over the common seeds, for
     training anew; holm_p: the same, corrected for all comparisons on this figure. equal_p, unequal_p: that the
     difference is less, and that it is more than `margin`, corrected likewise. None where there is nothing to tell.
     """
 
-    figure: DevFigure
+    figure: Figure
     size: str | None
     method: str
     values: tuple[float, ...]
@@ -71,7 +73,8 @@ class Summary:
         low, high = self.interval or (0, 0)
         if not _is_shown(self.holm_p):
             return ""
-        return "better" if low > 0 else "worse" if high < 0 else ""
+        above, below = ("worse", "better") if self.figure.smaller_is_better else ("better", "worse")
+        return above if low > 0 else below if high < 0 else ""
 
     @property
     def equality(self) -> str:
@@ -99,34 +102,47 @@ class Teachers(Enum):
 
 @dataclass
 class Comparison:
-    """summaries: by figure, then size, then method. constant: what the best constant answer scores, in points, where a
-    run has kept the dev labels. teachers: where there are p-values. notes: what could not be told, and why."""
+    """summaries: by figure, then size, then method. beside: of further figures, of which only the means are shown.
+    constant: what the best constant answer scores, in points, where a run has kept the labels. teachers: where there
+    are p-values. notes: what could not be told, and why."""
 
     baseline: str | None
     margin: float = MARGIN
     summaries: list[Summary] = field(default_factory=list)
-    constant: dict[DevFigure, float] = field(default_factory=dict)
-    teachers: dict[DevFigure, Teachers] = field(default_factory=dict)
+    beside: list[Summary] = field(default_factory=list)
+    constant: dict[Figure, float] = field(default_factory=dict)
+    teachers: dict[Figure, Teachers] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def figures(self) -> list[DevFigure]:
+    def figures(self) -> list[Figure]:
         return list(dict.fromkeys(summary.figure for summary in self.summaries))
+
+    @property
+    def shown(self) -> list[Figure]:
+        """All figures that there is a mean of."""
+        return list(dict.fromkeys(summary.figure for summary in (*self.summaries, *self.beside)))
+
+    @property
+    def scores(self) -> list[Figure]:
+        """The figures that GLUE's average is of."""
+        return [figure for figure in self.figures if figure.is_score]
 
     @property
     def methods(self) -> list[tuple[str | None, str]]:
         """(size, method) of every row: teachers first, then by size, the baseline before its rivals."""
-        found = dict.fromkeys((summary.size, summary.method) for summary in self.summaries)
+        found = dict.fromkeys((summary.size, summary.method) for summary in (*self.summaries, *self.beside))
         return sorted(found, key=lambda key: (key[1] != TEACHER, key[0] or "", key[1] != self.baseline))
 
-    def of(self, figure: DevFigure, size: str | None, method: str) -> Summary | None:
+    def of(self, figure: Figure, size: str | None, method: str) -> Summary | None:
         wanted = figure, size, method
-        return next((s for s in self.summaries if (s.figure, s.size, s.method) == wanted), None)
+        found = (*self.summaries, *self.beside)
+        return next((s for s in found if (s.figure, s.size, s.method) == wanted), None)
 
     def average(self, size: str | None, method: str) -> float | None:
-        """GLUE's average: the mean over all figures here; None where the method lacks one of them."""
-        found = [self.of(figure, size, method) for figure in self.figures]
-        return None if None in found else float(np.mean([summary.mean for summary in found]))
+        """GLUE's average: the mean over all scores here; None where the method lacks one of them."""
+        found = [self.of(figure, size, method) for figure in self.scores]
+        return None if None in found or not found else float(np.mean([summary.mean for summary in found]))
 
 
 def choose_baseline(asked: str | None, plans: list[dict], runs: list[FinishedRun]) -> tuple[str | None, list[str]]:
@@ -170,34 +186,51 @@ def begin_notes(plans: list[dict], begun: list[FinishedRun | Unfinished]) -> lis
 
 
 def compare(
-    runs: list[FinishedRun], baseline: str | None, resamples: int = RESAMPLES, margin: float = MARGIN
+    runs: list[FinishedRun],
+    baseline: str | None,
+    resamples: int = RESAMPLES,
+    margin: float = MARGIN,
+    names: Sequence[str] = (SCORE,),
 ) -> Comparison:
-    """Compare all methods of each task with the `baseline` of the same size (None: with none); equal are those that
-    differ by less than `margin` points.
+    """Compare all methods of each task with the `baseline` of the same size (None: with none), on the figures of these
+    `names` (see `figures_of`); equal are those that differ by less than `margin` points.
 
-    Raises InputError where two runs of a task were measured on different dev sets.
+    Raises InputError where two runs of a task were measured on different sets, and for a name that no run has.
     """
-    comparison = Comparison(baseline, margin)
+    comparison, beside = Comparison(baseline, margin), Comparison(None)
+    compared = set()
     for task, group in groupby(runs, key=lambda run: run.task):
         group = list(group)
-        for figure in figures_of(task):
-            _compare_figure(comparison, figure, [run for run in group if run.figure(figure) is not None], resamples)
+        asked = {figure: name for name in names for figure in figures_of(task, name)}
+        for figure in dict.fromkeys((*asked, *all_figures_of(task))):
+            having = [run for run in group if run.figure(figure) is not None]
+            if figure in asked:
+                compared |= {asked[figure]} if having else set()
+                _compare_figure(comparison, figure, having, resamples)
+            elif having:
+                _compare_figure(beside, figure, having, resamples)
+    for name in names:
+        if name not in compared:
+            raise InputError(f"--figure {name}: no run has it")
+    comparison.beside = beside.summaries
     order = {key: place for place, key in enumerate(comparison.methods)}
     figures = comparison.figures
     comparison.summaries.sort(key=lambda s: (figures.index(s.figure), order[s.size, s.method]))
     return comparison
 
 
-def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[FinishedRun], resamples: int) -> None:
+def _compare_figure(comparison: Comparison, figure: Figure, runs: list[FinishedRun], resamples: int) -> None:
     answers = _answers(figure, runs)
     resampled = {}
     if answers:
-        first, labels = next(iter(answers.values()))
-        kind, metric = figure.task.kind, figure.task.metric
-        comparison.constant[figure] = 100 * kind.constant_figure(metric, labels, first.shape[-1])
+        first = next(iter(answers.values()))
+        constant = figure.constant(first)
+        if constant is not None:
+            comparison.constant[figure] = 100 * constant
     if comparison.baseline and answers:
-        logits = [logits for logits, _ in answers.values()]
-        resampled = dict(zip(answers, resampled_figures(figure.task, logits, labels, resamples), strict=True))
+        measures = [figure.measure(kept) for kept in answers.values()]
+        found = resampled_figures(measures, len(first["logits"]), resamples)
+        resampled = dict(zip(answers, found, strict=True))
     methods: dict[tuple, dict[int | None, FinishedRun]] = {}
     for run in runs:
         methods.setdefault((run.size, run.method), {})[run.seed] = run
@@ -216,7 +249,7 @@ def _compare_figure(comparison: Comparison, figure: DevFigure, runs: list[Finish
             if lacking:
                 more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
                 comparison.notes.append(
-                    f"{figure.title}, {method}: no interval, since there is no dev_predictions.npz of "
+                    f"{figure.title}, {method}: no interval, since there is no {figure.predictions_file} of "
                     f"{lacking[0]}{more}."
                 )
             else:
@@ -252,24 +285,26 @@ def teachers_of(runs: list[FinishedRun]) -> Teachers:
     return Teachers.OWN if paired else Teachers.UNKNOWN
 
 
-def _answers(figure: DevFigure, runs: list[FinishedRun]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Logits and labels by run, for those that kept them."""
+def _answers(figure: Figure, runs: list[FinishedRun]) -> dict[str, Arrays]:
+    """What those runs kept of the figure's set that did."""
     answers, first = {}, None
     for run in runs:
         found = run.predictions(figure)
         if found is None:
             continue
-        first = first or (run, found[1])
-        if not np.array_equal(first[1], found[1]):
+        # Where the set has no labels, its length is all that there is to tell.
+        labels = found.get("labels", np.zeros(len(found["logits"])))
+        first = first or (run, labels)
+        if not np.array_equal(first[1], labels):
             raise InputError(
-                f"{run.folder / 'dev_predictions.npz'}: its labels are not those of {first[0].folder}; two dev sets of "
+                f"{run.folder / figure.predictions_file}: its labels are not those of {first[0].folder}; two sets of "
                 f"{figure.title} cannot be compared"
             )
         answers[run.name] = found
     return answers
 
 
-def _teacher_of(figure: DevFigure, runs: list[FinishedRun]) -> list[Summary]:
+def _teacher_of(figure: Figure, runs: list[FinishedRun]) -> list[Summary]:
     """The teacher's row from what its students say of it: every different teacher once."""
     said = {}
     for run in runs:

@@ -4,19 +4,20 @@ import csv
 import io
 
 from experiments.comparison import TEACHER, Comparison, Summary
-from experiments.finished_runs import FinishedRun, Unfinished, figures_of
+from experiments.figures import all_figures_of, figures_of
+from experiments.finished_runs import FinishedRun, Unfinished
 from experiments.model_footprints import Footprints, speed_up
 from experiments.tables_out import Number, ResultTable, number_cell
 
 
 def overview(comparison: Comparison, footprints: Footprints, conditions: str) -> ResultTable:
     """Methods x figures, as papers print it."""
-    figures = comparison.figures
+    figures = comparison.shown
     counts = {len(summary.values) for summary in comparison.summaries if summary.method != TEACHER}
     rows = []
     for size, method in comparison.methods:
         found = [comparison.of(figure, size, method) for figure in figures]
-        average = comparison.average(size, method) if len(figures) > 1 else None
+        average = comparison.average(size, method) if len(comparison.scores) > 1 else None
         cells = [mean_cell(summary, with_seeds=len(counts) > 1) for summary in found]
         rows.append([method, size or "", *cells, number_cell(average), *footprint_cells(footprints, size, method)])
     if comparison.constant:
@@ -25,17 +26,25 @@ def overview(comparison: Comparison, footprints: Footprints, conditions: str) ->
     titles = [figure.title for figure in figures]
     seeds = next(iter(counts)) if len(counts) == 1 else "in brackets"
     spread = f": mean ± standard deviation over seeds (number of seeds: {seeds})" if counts else ""
+    sets = "Dev set" + ", or held-out file (test)" * any(figure.part == "test" for figure in figures)
     notes = [
-        f"Dev set, in points{spread}.",
-        "A run keeps what is best on this very set: all figures are a little high.",
+        f"{sets}, in points{spread}.",
+        "A run keeps what is best on the dev set: all figures of that set are a little high.",
     ]
     if comparison.constant:
         notes.append("Constant answer: the one that scores best. A method near it has hardly learnt the task.")
-    if len(figures) > 1:
-        notes.append(f"Average: mean of {', '.join(titles)}, for methods that have all of them.")
+    if any("teacher_logits" in figure.needs for figure in figures):
+        notes.append(
+            "Agreement: with the teacher, in per cent of the answers (of scores: Pearson's correlation). Divergence "
+            "from it, in hundredths, smaller is better: KL(teacher || student) in nats (of scores: the mean squared "
+            "difference)."
+        )
+    if len(comparison.scores) > 1:
+        averaged = [figure.title for figure in comparison.scores]
+        notes.append(f"Average: mean of {', '.join(averaged)}, for methods that have all of them.")
     notes += [conditions] if conditions else []
     header = ["method", "size", *titles, "average", "parameters", "weights (MB)", "speed-up"]
-    return ResultTable("All figures, dev set", header, rows, tuple(notes)).without_empty_columns()
+    return ResultTable(f"All figures, {sets[0].lower()}{sets[1:]}", header, rows, tuple(notes)).without_empty_columns()
 
 
 def differences(comparison: Comparison) -> list[ResultTable]:
@@ -70,7 +79,7 @@ def differences(comparison: Comparison) -> list[ResultTable]:
         teachers = comparison.teachers.get(figure)
         if teachers not in (None, said):
             notes, said = (*notes, teachers.value), teachers
-        tables.append(ResultTable(f"{figure.title}, dev set", header, rows, notes).without_empty_columns())
+        tables.append(ResultTable(figure.heading, header, rows, notes).without_empty_columns())
     return tables
 
 
@@ -113,10 +122,13 @@ def footprint_cells(footprints: Footprints, size: str | None, method: str) -> li
 
 
 def run_rows(runs: list[FinishedRun], unfinished: list[Unfinished]) -> list[dict]:
-    """results.csv: a row for each run, unfinished ones too; MNLI's second figure has a column of its own."""
+    """results.csv: a row for each run, unfinished ones too; MNLI's second figure has a column of its own, and so has
+    each further figure that some run has."""
     rows = []
+    further = dict.fromkeys(figure for run in runs for figure in all_figures_of(run.task) if not figure.is_score)
+    further = [figure for figure in further if any(run.figure(figure) is not None for run in runs)]
     for run in runs:
-        found = [100 * value if (value := run.figure(figure)) is not None else None for figure in figures_of(run.task)]
+        found = [in_points(run.figure(figure)) for figure in figures_of(run.task)]
         rows.append(
             {
                 "task": run.task.name,
@@ -127,6 +139,7 @@ def run_rows(runs: list[FinishedRun], unfinished: list[Unfinished]) -> list[dict
                 "metric": run.task.metric,
                 "figure": found[0],
                 "mismatched": found[1] if len(found) > 1 else None,
+                **{figure.key: in_points(run.figure(figure)) for figure in further},
                 "train_seconds": run.number("train_seconds"),
                 "folder": run.folder,
                 "command": run.command,
@@ -138,10 +151,14 @@ def run_rows(runs: list[FinishedRun], unfinished: list[Unfinished]) -> list[dict
     return rows
 
 
+def in_points(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
 def summary_rows(comparison: Comparison, footprints: Footprints) -> list[dict]:
     """summary.csv: a row for each method and figure."""
     rows = []
-    for summary in comparison.summaries:
+    for summary in (*comparison.summaries, *comparison.beside):
         low, high = summary.interval or (None, None)
         row = {"figure": summary.figure.title, "size": summary.size, "method": summary.method}
         row |= {"seeds": len(summary.values), "mean": summary.mean, "sd": summary.sd, "baseline": comparison.baseline}

@@ -1,4 +1,4 @@
-"""Finished runs, found on disk: what each is (task, size, method, seed), its dev figures, its logits."""
+"""Finished runs, found on disk: what each is (task, size, method, seed), its figures, its logits."""
 
 import dataclasses
 import json
@@ -17,6 +17,7 @@ from bert_finetune.errors import InputError, reading
 from bert_finetune.files import read_json
 from bert_finetune.glue import TASKS, Task, get_task
 from bert_finetune.task_kinds import Classification, Regression
+from experiments.figures import Arrays, Figure, figures_of
 
 # The task of files of the user's own, of which a run keeps no more than this; the first whose figure a run has.
 _CUSTOM = [
@@ -43,38 +44,6 @@ _FINISHED = "done"
 # Logits that are kept as they were measured give the same figure again; a file with rounded figures should still pass.
 _TOLERANCE = 1e-4
 
-_TITLES = {"accuracy": "", "f1": " F1", "mcc": " MCC", "spearman": " ρ"}
-
-
-@dataclass(frozen=True)
-class DevFigure:
-    """What GLUE reports of a task on one dev set. split: the set's name where there are several (MNLI), else ""."""
-
-    task: Task
-    split: str = ""
-
-    def __hash__(self) -> int:
-        return hash((self.task.name, self.split))  # a task holds dictionaries
-
-    @property
-    def title(self) -> str:
-        """As published tables head the column: `RTE`, `MRPC F1`, `MNLI-mm`."""
-        name = Path(self.task.submission[self.split]).stem if self.split else self.task.name
-        return name + _TITLES[self.task.metric]
-
-    @property
-    def key(self) -> str:
-        """Its name in eval_results."""
-        return "_".join(filter(None, ("eval", self.split, self.task.metric)))
-
-    def of(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        return self.task.measure(logits, labels)[self.task.metric]
-
-
-def figures_of(task: Task) -> list[DevFigure]:
-    """The task's figures, one for each dev set."""
-    return [DevFigure(task, split) for split in task.dev] if len(task.dev) > 1 else [DevFigure(task)]
-
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -99,8 +68,8 @@ class FinishedRun:
         command = self.record.get("command") or self.args.get("command") or ""
         return command if isinstance(command, str) else shlex.join(map(str, command))
 
-    def figure(self, figure: DevFigure, whose: str = "") -> float | None:
-        """A dev figure (-1..1), of `whose` "teacher_" too; None where it was not measured."""
+    def figure(self, figure: Figure, whose: str = "") -> float | None:
+        """A figure (-1..1, a divergence 0 or more), of `whose` "teacher_" too; None where it was not measured."""
         return self.number(whose + figure.key)
 
     def number(self, key: str) -> float | None:
@@ -110,31 +79,36 @@ class FinishedRun:
             return value
         raise InputError(f"{self.folder}: {key} of its eval_results is {value!r}, not a number")
 
-    def evaluations(self, figure: DevFigure) -> set[int]:
+    def evaluations(self, figure: Figure) -> set[int]:
         """The steps at which it was measured in training."""
         return {entry["step"] for entry in self.results.get("history", []) if figure.key in entry}
 
-    def predictions(self, figure: DevFigure) -> tuple[np.ndarray, np.ndarray] | None:
-        """Logits (examples, classes) and labels (examples) of the dev set; None where the run kept none.
+    def predictions(self, figure: Figure) -> Arrays | None:
+        """What the run kept of the figure's set; None where it kept nothing.
 
         Raises InputError for a damaged file, and for one that does not give the run's own figure.
         """
-        path = self.folder / "dev_predictions.npz"
+        path = self.folder / figure.predictions_file
         if not path.exists():
             return None
         prefix = f"{figure.split}/" if figure.split else ""
         with reading(str(path)), np.load(path, allow_pickle=False) as arrays:
-            logits, labels = (np.asarray(arrays[prefix + name], dtype=float) for name in ("logits", "labels"))
-            whole = 0 < len(labels) == len(logits) and np.isfinite(logits).all()
-            if not (whole and figure.task.kind.could_be(logits, labels)):
-                raise InputError(f"{path}: does not hold logits and a label for each dev example")
-            found, told = figure.of(logits, labels), self.figure(figure)
+            kept = {
+                name: np.asarray(arrays[prefix + name], dtype=float)
+                for name in ("logits", "labels", "teacher_logits")
+                if name in figure.needs or prefix + name in arrays
+            }
+            logits, kind = kept["logits"], figure.task.kind
+            whole = all(0 < len(logits) == len(array) and np.isfinite(array).all() for array in kept.values())
+            if not (whole and ("labels" not in kept or kind.could_be(logits, kept["labels"]))):
+                raise InputError(f"{path}: does not hold logits and a label for each example")
+            found, told = figure.of(kept), self.figure(figure)
         if told is not None and abs(found - told) > _TOLERANCE:
             raise InputError(
                 f"{path}: gives {figure.key} {found:.4f}, but the eval_results beside it {told:.4f}; "
                 "they are not of the same run"
             )
-        return logits, labels
+        return kept
 
     @property
     def pictures(self) -> list[Path]:

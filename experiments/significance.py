@@ -93,15 +93,12 @@ def bootstrap_interval(figures: np.ndarray, baseline: np.ndarray, level: float =
     return float(low), float(high)
 
 
-def resampled_figures(
-    task: Task, logits: list[np.ndarray], labels: np.ndarray, resamples: int = RESAMPLES
-) -> np.ndarray:
-    """`task.metric` of each run on each resample of the dev examples: (runs, resamples), as `Task.measure` has it.
+def resampled_figures(measures: list[Measure], examples: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """A figure of each run on each resample of the examples: (runs, resamples); `measures`: each run's.
 
     A resample draws as many examples as there are, with replacement; all runs get the same ones.
     """
-    measures = [_measure(task, run, labels) for run in logits]
-    return np.hstack([[measure(weights) for measure in measures] for weights in _resamples(len(labels), resamples)])
+    return np.hstack([[measure(weights) for measure in measures] for weights in _resamples(examples, resamples)])
 
 
 def _resamples(examples: int, resamples: int) -> Iterator[np.ndarray]:
@@ -114,7 +111,13 @@ def _resamples(examples: int, resamples: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=count * examples).reshape(count, examples).astype(float)
 
 
-def _measure(task: Task, logits: np.ndarray, labels: np.ndarray) -> Measure:
+def mean_of(values: np.ndarray) -> Measure:
+    """The mean of what was measured of each example, (examples,)."""
+    return lambda weights: weights @ values / weights.sum(axis=1)
+
+
+def measure_of(task: Task, logits: np.ndarray, labels: np.ndarray) -> Measure:
+    """`task.metric`, as `Task.measure` has it."""
     answers = task.kind.answers(logits)
     for figures, make in ((_OF_CONFUSION, _counts), (_OF_RANKS, _correlations)):
         if task.metric in figures and answers.ndim == 1:

@@ -25,7 +25,7 @@ from bert_finetune.glue import TASKS
 from experiments.compare_results import TITLE, main
 from experiments.comparison import Comparison, Summary, teachers_of
 from experiments.comparison_tables import differences, overview
-from experiments.finished_runs import figures_of
+from experiments.figures import figures_of
 from experiments.model_footprints import Footprints
 from experiments.published import published_tables
 from experiments.report import report_page

@@ -12,7 +12,8 @@ from bert_finetune.finishing import write_eval_results
 from bert_finetune.glue import get_task
 from experiments.compare_results import main
 from experiments.comparison import Teachers, compare
-from experiments.finished_runs import figures_of, find_runs
+from experiments.figures import all_figures_of, figures_of
+from experiments.finished_runs import find_runs
 from experiments.tables_out import Number, ResultTable, latex, markdown
 
 EXAMPLES = 200
@@ -383,7 +384,7 @@ BAD = {
     ),
     "too few logits": (
         lambda runs: np.savez(runs / "RTE/emd/seed-1/dev_predictions.npz", logits=answers(0.7)[:9], labels=LABELS),
-        "dev_predictions.npz: does not hold logits and a label for each dev example",
+        "dev_predictions.npz: does not hold logits and a label for each example",
     ),
     "stale logits": (
         lambda runs: np.savez(runs / "RTE/emd/seed-1/dev_predictions.npz", logits=answers(0.1), labels=LABELS),
@@ -391,7 +392,7 @@ BAD = {
     ),
     "another dev set": (
         lambda runs: write_run(runs / "RTE/other", answers(0.6, labels=1 - LABELS), 1 - LABELS, seed=1),
-        "two dev sets of RTE cannot be compared",
+        "two sets of RTE cannot be compared",
     ),
     "a figure that is none": (
         lambda runs: damage(runs / "RTE/emd/seed-1/eval_results.json", b'{"task": "RTE", "eval_accuracy": "high"}'),
@@ -490,8 +491,8 @@ def test_a_real_run_of_mnli(glue_dir, tmp_path):
     emd_task_distill.main([str(argument) for argument in argv])
     (found,), _ = find_runs([tmp_path / "runs"])
     for figure in figures_of(found.task):
-        logits, labels = found.predictions(figure)
-        assert logits.shape == (12, 3) and figure.of(logits, labels) == pytest.approx(found.figure(figure))
+        kept = found.predictions(figure)
+        assert kept["logits"].shape == (12, 3) and figure.of(kept) == pytest.approx(found.figure(figure))
         assert found.figure(figure, "teacher_") is not None
 
 
@@ -530,3 +531,90 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
         assert (tmp_path / f"results/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert page.count(">RTE: ") == 3  # each picture of the comparison
     assert 'id="commands"' in page and "<td>transformers</td>" in page
+
+
+def write_tested_run(folder, right, close, seed, **figures):
+    """A run with a teacher's answers for its dev set, and a held-out file; `close`: how near it is to the teacher."""
+    write_run(folder, answers(right), seed=seed, **figures)
+    kind, teachers = get_task("RTE").kind, answers(0.7, 3)
+    ours = close * teachers + (1 - close) * answers(right, 11)
+    results = json.loads((folder / "eval_results.json").read_text())
+    measured = kind.agreement(answers(right), teachers)
+    results |= {f"eval_{name}": value for name, value in measured.items()}
+    measured = kind.agreement(ours, teachers) | kind.measure(["accuracy"], ours, LABELS)
+    results |= {f"test_{name}": value for name, value in measured.items()} | {"teacher_test_accuracy": 0.7}
+    (folder / "eval_results.json").write_text(json.dumps(results))
+    np.savez(folder / "dev_predictions.npz", logits=answers(right), labels=LABELS, teacher_logits=teachers)
+    np.savez(folder / "test_predictions.npz", logits=ours, labels=LABELS, teacher_logits=teachers)
+
+
+@pytest.fixture
+def tested(tmp_path):
+    for seed in (1, 2, 3, 4):
+        for method, close in (("none", 0.1), ("emd", 0.6)):
+            write_tested_run(tmp_path / f"runs/RTE/{method}/seed-{seed}", 0.6, close + 0.01 * seed**0.5 * close, seed)
+    return tmp_path
+
+
+def test_agreement_stands_beside_the_score(tested):
+    text, summary, runs = run(tested, "--baseline", "none")
+    rows = rows_of(text, "All figures, dev set, or held-out file (test)")
+    titles = ["RTE", "RTE agreement", "RTE divergence", "RTE test", "RTE test agreement", "RTE test divergence"]
+    assert list(rows["emd"])[1:] == titles
+    for title, key in zip(
+        titles, ["figure", *(t.replace("RTE", "eval").replace(" ", "_") for t in titles[1:3])], strict=False
+    ):
+        known = only(runs, method="emd", seed="1")[key]
+        assert rows["emd"][title].startswith(f"{float(known):.1f}")
+    assert float(only(runs, method="emd", seed="1")["test_divergence"]) > 0
+    assert rows["teacher"]["RTE test"] == "70.0" and rows["teacher"]["RTE agreement"] == ""
+    assert only(summary, figure="RTE test divergence", method="emd")["difference"] == ""
+    assert [line for line in text.splitlines() if line.startswith("## RTE")] == ["## RTE, dev set"]
+
+
+def test_compared_by_figures_that_are_named(tested):
+    text, summary, _ = run(tested, "--baseline", "none", "--figure", "test_score", "test_agreement", "test_divergence")
+    assert "## RTE test, held-out file" in text and "## RTE, dev set" not in text
+    by_hand = {}
+    for method in ("none", "emd"):
+        kept = [dict(np.load(tested / f"runs/RTE/{method}/seed-{k}/test_predictions.npz")) for k in (1, 2, 3, 4)]
+        found = [get_task("RTE").kind.divergences(each["logits"], each["teacher_logits"]) for each in kept]
+        by_hand[method] = 100 * np.array(found)
+    row = only(summary, figure="RTE test divergence", method="emd")
+    paired = (by_hand["emd"] - by_hand["none"]).mean(axis=0)
+    assert float(row["difference"]) == pytest.approx(paired.mean(), abs=1e-4) and paired.mean() < 0
+    error = paired.std() / EXAMPLES**0.5
+    assert (float(row["low"]), float(row["high"])) == pytest.approx(
+        (paired.mean() - 1.96 * error, paired.mean() + 1.96 * error), abs=0.4 * error
+    )
+    assert row["claim"] == "better"  # the smaller the better
+    agreement = only(summary, figure="RTE test agreement", method="emd")
+    assert float(agreement["difference"]) > 0 and float(agreement["low"]) > 0
+
+
+def test_a_figure_that_no_run_has(tested, exits_with_2):
+    for name in ("f1", "test_mcc", "nonsense"):
+        line = exits_with_2(main, tested / "runs", "--output_dir", tested / "results", "--figure", name)
+        assert f"--figure {name}: no run has it" in line and not (tested / "results").exists()
+
+
+def test_a_file_without_labels_is_compared_too(tested):
+    for folder in (tested / "runs/RTE").glob("*/seed-*"):
+        kept = dict(np.load(folder / "test_predictions.npz"))
+        np.savez(folder / "test_predictions.npz", **{name: kept[name] for name in ("logits", "teacher_logits")})
+        results = json.loads((folder / "eval_results.json").read_text())
+        del results["test_accuracy"]
+        (folder / "eval_results.json").write_text(json.dumps(results))
+    _, summary, _ = run(tested, "--baseline", "none", "--figure", "test_agreement")
+    assert float(only(summary, figure="RTE test agreement", method="emd")["low"]) > 0
+
+
+@pytest.mark.training
+def test_a_real_run_with_a_file_of_its_own(teacher, glue_dir, tmp_path):
+    argv = ["--teacher_model", teacher, "--student_layers", 1, "--task_name", "RTE", "--data_dir", glue_dir / "RTE"]
+    argv += ["--output_dir", tmp_path / "runs/emd", "--max_seq_length", 32, "--no_cuda", "--max_steps", 1]
+    argv += ["--agreement_file", glue_dir / "RTE/train.tsv"]
+    emd_task_distill.main([str(argument) for argument in argv])
+    (found,), _ = find_runs([tmp_path / "runs"])
+    for figure in all_figures_of(found.task):
+        assert figure.of(found.predictions(figure)) == pytest.approx(found.figure(figure), abs=1e-6), figure.key

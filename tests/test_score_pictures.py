@@ -6,7 +6,7 @@ from drawn import assert_apart, texts
 
 from bert_finetune.glue import get_task
 from experiments.comparison import Summary
-from experiments.finished_runs import DevFigure
+from experiments.figures import figures_of
 from experiments.score_pictures import (
     draw_accuracy_against_latency,
     draw_dev_scores,
@@ -83,7 +83,7 @@ def test_accuracy_against_latency(tmp_path):
 
 
 def summaries(**changes):
-    figure = DevFigure(get_task("MRPC"))
+    (figure,) = figures_of(get_task("MRPC"))
     told = {"difference": 1.0, "interval": (0.2, 1.8), "common": (1, 2, 3)} | changes
     return [
         Summary(figure, "small", "emd", (81.0, 82.0, 83.0), holm_p=0.01, **told),

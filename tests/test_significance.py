@@ -5,12 +5,12 @@ from scipy.stats import norm, ttest_rel
 from bert_finetune.glue import TASKS, Task
 from bert_finetune.task_kinds import Classification, Regression
 from experiments.significance import (
-    _measure,
     _measured_anew,
     bootstrap_interval,
     equality_p_values,
     holm,
     mean_and_sd,
+    measure_of,
     resampled_figures,
     seeds_p_value,
 )
@@ -52,7 +52,7 @@ def test_resamples_are_measured_as_the_task_does(task):
     rng = np.random.default_rng(0)
     for examples in (4, 40):
         logits, labels = made_up(task, examples, rng)
-        found = resampled_figures(task, logits, labels, 120)
+        found = resampled_figures([measure_of(task, run, labels) for run in logits], examples, 120)
         assert found.shape == (3, 120)
         drawn = np.random.default_rng(0).integers(examples, size=(120, examples))
         looped = [[task.measure(run[k], labels[k])[task.metric] for k in drawn] for run in logits]
@@ -66,7 +66,7 @@ def test_the_slow_way_for_any_figure_equals_the_fast_ones(task):
     for examples in (4, 40):
         (logits,), labels = made_up(task, examples, rng, runs=1)
         weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=50).astype(float)
-        slow, fast = _measured_anew(task, logits, labels)(weights), _measure(task, logits, labels)(weights)
+        slow, fast = _measured_anew(task, logits, labels)(weights), measure_of(task, logits, labels)(weights)
         np.testing.assert_allclose(slow, fast, atol=1e-12)
 
 
@@ -83,7 +83,7 @@ def test_figures_of_a_kind_that_is_not_known_here():
     rng = np.random.default_rng(2)
     task = Task("custom", (), SeveralLabels({name: name for name in "abc"}), "accuracy")
     logits, labels = rng.normal(size=(30, 3)), rng.integers(2, size=(30, 3))
-    (found,) = resampled_figures(task, [logits], labels, 40)
+    (found,) = resampled_figures([measure_of(task, logits, labels)], 30, 40)
     drawn = np.random.default_rng(0).integers(30, size=(40, 30))
     right = ((logits > 0) == labels).all(axis=1)
     np.testing.assert_allclose(found, right[drawn].mean(axis=1))
@@ -95,7 +95,7 @@ def test_the_interval_of_an_accuracy_is_the_analytic_one():
     labels = rng.integers(2, size=2000)
     right = rng.random((2, 2000)) < [[0.82], [0.8]]
     logits = [np.eye(2)[np.where(run, labels, 1 - labels)] for run in right]
-    figures = resampled_figures(TASKS["RTE"], logits, labels, 6000)
+    figures = resampled_figures([measure_of(TASKS["RTE"], run, labels) for run in logits], 2000, 6000)
     difference = right[0].astype(float) - right[1]
     error = difference.std(ddof=1) / 2000**0.5
     expected = norm.interval(0.95, difference.mean(), error)
@@ -110,7 +110,7 @@ def test_seeds_are_averaged_before_the_interval():
 def test_a_method_against_itself_is_level():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 2))
-    figures = resampled_figures(TASKS["CoLA"], [logits, logits], rng.integers(2, size=50))
+    figures = resampled_figures([measure_of(TASKS["CoLA"], logits, rng.integers(2, size=50))] * 2, 50)
     assert bootstrap_interval(figures[:1], figures[1:]) == (0, 0)
 
 
