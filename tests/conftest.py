@@ -10,15 +10,12 @@ os.environ["TRITON_INTERPRET"] = "0" if Path("/dev/nvidiactl").exists() else "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
-from blank_pictures import draw_blank, draw_blank_weights, save_blank
 from glue_files import WORDS, write_task
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from bert_emd import pictures
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
-from experiments import score_pictures
+
+# The process that deals out tests to workers reads this file too: what takes seconds to import waits for a test.
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -29,6 +26,9 @@ def save_bert(
     folder: Path, class_names: list[str] | None, vocabulary: list[str] | None = None, seed: int = 0, **changes
 ):
     """Save a tiny random BERT with its tokenizer: a classifier with these class names, or (None) a bare BertModel."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
     vocabulary = SPECIAL + (vocabulary or WORDS)
     config = BertConfig(
         **{
@@ -86,6 +86,11 @@ def pytest_collection_modifyitems(items):
 def no_drawing(request, monkeypatch):
     """Pictures are drawn where a test is about them (mark `draws`), and blank elsewhere."""
     if not request.node.get_closest_marker("draws"):
+        from blank_pictures import draw_blank, draw_blank_weights, save_blank
+
+        from bert_emd import pictures
+        from experiments import score_pictures
+
         for module in (pictures, score_pictures):
             monkeypatch.setattr(module, "save_picture", save_blank)
         for name in pictures.PICTURES:
