@@ -255,3 +255,25 @@ def test_bad_labels_for_a_new_head(pretrained, tmp_path, exits_with_2):
     assert "--validation_file is missing" in line
     line = exits_with_2(finetune, "--model_name_or_path", pretrained, *files, "--do_predict", *quick(tmp_path / "out"))
     assert "--validation_file is missing" in line
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("main", [finetune, distil], ids=["fine-tuning", "distillation"])
+def test_a_finished_model_remembers_how_its_files_are_read(main, tmp_path, capsys):
+    """Scores with a decimal comma, which a look at the finished model need not be told of again."""
+    rng = random.Random(0)
+    for name in ("train", "dev"):
+        rows = [f"{sentence(rng)};{k % 5},5" for k in range(16)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["review;stars", *rows]) + "\n")
+    model, out = save_bert(tmp_path / "model", ["score"]), tmp_path / "out"
+    start = {finetune: ("--model_name_or_path", model, "--do_train"), distil: ("--teacher_model", model)}[main]
+    if main is distil:
+        start = (*start, "--student_layers", 2)
+    dev = ("--validation_file", tmp_path / "dev.csv")
+    read = ("--text_column", "review", "--label_column", "stars", "--decimal", ",", "--delimiter", ";")
+    run(main, *start, "--train_file", tmp_path / "train.csv", *dev, *read, *quick(out))
+    expected = results(out)["eval_pearson"]
+    capsys.readouterr()
+    look = ("--model_name_or_path", out) if main is finetune else ()
+    run(main, *look, *dev, "--do_eval", "--output_dir", out)
+    assert f"pearson {expected:.4f}" in capsys.readouterr().out

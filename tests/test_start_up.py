@@ -35,8 +35,8 @@ def test_nothing_heavy_is_imported(script, option, code):
     ("wrong", "said"),
     [
         ("seed = 1\n", "seed is not a key of a plan"),
-        ("[student]\nbetta = 1\n", "[student]: bert_emd/emd_task_distill.py has no option betta"),
-        ('[student]\nlearning_rate = "x"\n', "[student]: argument --learning_rate"),
+        ("[methods.other]\nbetta = 1\n", "[methods.other]: bert_emd/emd_task_distill.py has no option betta"),
+        ('[methods.other]\nlearning_rate = "x"\n', "[methods.other]: argument --learning_rate"),
         ("[teacher]\nseed = 1\n", "[teacher]: give model_name_or_path"),
     ],
     ids=["a key", "an option", "a value", "nothing to train"],
