@@ -163,6 +163,13 @@ class Objective:
             raise InputError("no loss is left to train with; leave one of attention, hidden, embedding, prediction in")
 
     @property
+    def weights(self) -> dict[str, float]:
+        """What each term counts in the sum."""
+        weights = {"attention": self.beta * self.theta, "hidden": self.beta * self.theta, "embedding": self.beta}
+        weights |= {"soft": self.alpha, "hard": 1 - self.alpha}
+        return {f"{name}_loss": weight for name, weight in weights.items()}
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the teacher is looked at: not when only the labels teach."""
         return self.looks_at != {"logits"} or self.alpha > 0

@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedMo
 
 from bert_emd.arguments import DistillationArguments
 from bert_emd.attention_scores import expose_attention
+from bert_emd.diagnosis import format_shares
 from bert_emd.distillation import Distillation
 from bert_emd.layer_mapping import LayerMapping
 from bert_emd.mappings import MAPPINGS
@@ -121,11 +122,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         write_run_description(args, distillation, task_args)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.record_layers()
+        if trainer.shares and is_main_process():
+            print(f"terms by their share of the gradient (of the loss): {format_shares(trainer.shares)}")
         name = "teacher (with a relu before its classifier)" if relus else "teacher"
         ending = Ending(
             origin(trainer, teacher),
             compared=[(name, teacher, teachers.figures)],
-            figures={f"teacher_{key}": value for key, value in teachers.figures.items()},
+            figures=trainer.shares | {f"teacher_{key}": value for key, value in teachers.figures.items()},
             writers=[lambda folder: write_layers(trainer, folder)],
             hooks=relus,
         )

@@ -1,18 +1,27 @@
 """A transformers Trainer that asks a teacher."""
 
 import copy
+import sys
 from pathlib import Path
 
 import torch
+from torch._functorch import config as functorch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from bert_emd.bert_adam import BertAdam
+from bert_emd.diagnosis import imbalance, mean_shares, measure_shares, measured_steps
 from bert_emd.distillation import Distillation
 from bert_emd.history import LayerHistory
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.teacher_answers import TeacherCache
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.training import TaskTrainer
+
+
+def allow_several_backward_passes() -> None:
+    """For what is compiled from now on; torch by itself lets compiled code use its memory again after the first."""
+    functorch.donated_buffer = False
 
 
 class DistillationTrainer(TaskTrainer):
@@ -39,7 +48,9 @@ class DistillationTrainer(TaskTrainer):
             run_arguments = copy.copy(run_arguments)
             kwargs["optimizer_cls_and_kwargs"] = BertAdam, {"lr": run_arguments.learning_rate}
             run_arguments.max_grad_norm = 0.0
+        allow_several_backward_passes()
         super().__init__(distillation, run_arguments, *args, **kwargs)
+        self._diagnosed, self._warned = 0, False
         self.layer_history, self.teacher_cache = LayerHistory(), teacher_cache
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
         if self.teacher is not None:
@@ -68,7 +79,32 @@ class DistillationTrainer(TaskTrainer):
         self.record({"train_loss": outputs.loss, **outputs.terms})
         if outputs.matching is not None:
             self.layer_history.add(outputs.matching, self.distillation.mapping)
+        self.diagnose(outputs.terms)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each term's share of the loss and of the gradient, the mean of what `diagnose` has measured."""
+        return mean_shares(self.state.log_history)
+
+    def diagnose(self, terms: dict[str, torch.Tensor]) -> None:
+        """At some steps, in the first batch of each, measure what each term has to say, for the log; warn, once, where
+        it is nothing."""
+        step, objective = self.state.global_step + 1, self.distillation.objective
+        if len(terms) < 2 or step == self._diagnosed or step not in measured_steps(self.state.max_steps):
+            return
+        self._diagnosed = step
+        weighted = {name.removesuffix("_loss"): objective.weights[name] * term for name, term in terms.items()}
+        parameters = [each for each in self.classifier.parameters() if each.requires_grad]
+        scaler = self.accelerator.scaler
+        found = measure_shares(weighted, parameters, scaler.get_scale() if scaler else 1.0)
+        if not found:
+            return
+        self.log(found)
+        warning = imbalance(found, objective.beta)
+        if warning and not self._warned and self.is_world_process_zero():
+            tqdm.write(f"warning: step {step}: {warning}", file=sys.stderr)
+        self._warned |= warning is not None
 
     @torch.no_grad()
     def ask_teacher(self, inputs: dict[str, torch.Tensor], examples: torch.Tensor | None) -> LayerOutputs:

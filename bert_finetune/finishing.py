@@ -154,10 +154,14 @@ def _show_in_tensorboard(trainer: TaskTrainer, pictures: list[Path]) -> None:
     from matplotlib.image import imread
     from tensorboardX import SummaryWriter
 
-    # The Trainer closes its own events file when training ends; another one in its folder is read with it.
+    # The Trainer closes its own events file when training ends; another one in its folder is read with it. Both are
+    # named by the second, and a run may take no longer.
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir:
-            with writing(Path(trainer.args.output_dir, "runs")), SummaryWriter(log_dir=callback.logging_dir) as log:
+            with (
+                writing(Path(trainer.args.output_dir, "runs")),
+                SummaryWriter(log_dir=callback.logging_dir, filename_suffix=".pictures") as log,
+            ):
                 for path in pictures:
                     log.add_image(path.stem, imread(path), trainer.state.global_step, dataformats="HWC")
 

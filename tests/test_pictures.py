@@ -142,19 +142,21 @@ def test_one_branch_and_no_weights(tmp_path):
     assert draw_layer_weights(fixed, tmp_path / "b") is None and not list(tmp_path.glob("b.*"))
 
 
-def images_in(log_folder):
-    """Names and sizes of the pictures in a folder's TensorBoard events."""
-    found = {}
+def events_in(log_folder):
+    """All TensorBoard events of a folder."""
     for path in log_folder.rglob("events.out.tfevents.*"):
         data = path.read_bytes()
         while data:
             # A record: its length, a checksum, the event, a checksum.
             (length,) = struct.unpack("<Q", data[:8])
-            for value in Event.FromString(data[12 : 12 + length]).summary.value:
-                if value.HasField("image"):
-                    found[value.tag] = (value.image.width, value.image.height)
+            yield Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
-    return found
+
+
+def images_in(log_folder):
+    """Names and sizes of the pictures in a folder's TensorBoard events."""
+    values = [value for event in events_in(log_folder) for value in event.summary.value if value.HasField("image")]
+    return {value.tag: (value.image.width, value.image.height) for value in values}
 
 
 @pytest.mark.training
