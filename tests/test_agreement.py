@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bert_emd.emd_task_distill import main
 from bert_finetune.glue import TASKS, get_task
 from bert_finetune.task_kinds import Regression
+from experiments.plan import read_plan
 
 PAIR = ["sentence1", "sentence2"]
 TEXTS = [("the cat runs", "the dog sings"), ("a good film", "a dull book"), ("the dog", "the cat runs a good film")]
@@ -125,6 +126,16 @@ def test_the_best_checkpoint_by_it(metric, best, glue_dir, tmp_path):
     values = {entry["step"]: entry[f"eval_{metric}"] for entry in found["history"]}
     assert len(set(values.values())) > 1
     assert values[found["global_step"]] == best(values.values()) == pytest.approx(found[f"eval_{metric}"])
+
+
+def test_a_plan_may_name_one(tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'tasks = ["RTE", "CoLA"]\nseeds = [1]\nbaseline = "emd"\n[teacher]\nfolder = "teacher"\n[student]\n'
+        'student_layers = 2\n[student.RTE]\nagreement_file = "splits/test/RTE/dev.tsv"\n[methods.emd]\n'
+    )
+    of_rte, of_cola = read_plan(plan).runs(tmp_path)
+    assert "--agreement_file splits/test/RTE/dev.tsv" in of_rte.shown and "--agreement_file" not in of_cola.shown
 
 
 def test_bad_files(teacher, glue_dir, tmp_path, exits_with_2):

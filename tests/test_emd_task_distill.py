@@ -342,7 +342,7 @@ def test_bfloat16_is_the_default_where_the_hardware_has_it(teacher, glue_dir, tm
     # Who loads the saved model has it in float32, and these figures are there too.
     run(*command(teacher, glue_dir, tmp_path / "bf16", "--do_eval", "--bf16", "False", student=[]))
     line = capsys.readouterr().out.splitlines()[-1]
-    assert f"dev: accuracy {ours['float32_eval_accuracy']:.4f} loss " in line
+    assert f"dev: accuracy {ours['float32_eval_accuracy']:.4f} agreement " in line
     assert "measured in bfloat16; of this model in float32: accuracy" in (tmp_path / "bf16/README.md").read_text()
     assert not any(name.startswith("float32") for name in theirs)
     assert_same_history(ours, theirs, rel=0.1, abs=0.1)

@@ -30,6 +30,7 @@ class Watched:
 
     def __init__(self, objective: Objective):
         self.looks_at, self.needs_teacher = objective.looks_at, objective.needs_teacher
+        self.weights, self.beta = objective.weights, objective.beta
         self.objective, self.seen = objective, []
 
     def __call__(self, mapping, student, teacher, *more):
