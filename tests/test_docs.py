@@ -29,6 +29,7 @@ SCRIPTS = [
     "bert_finetune/convert_bert_original_tf_checkpoint_to_pytorch.py",
     "experiments/run_suite.py",
     "experiments/compare_results.py",
+    "experiments/split_data.py",
     "download_glue_data.py",
     "quickstart.py",
     "bert_emd/teacher_cache.py",

@@ -62,7 +62,7 @@ def test_outputs(teacher, glue_dir, tmp_path, capsys):
     out = tmp_path / "out"
     run(*command(teacher, glue_dir, out, "--eval_step", 2, "--logging_steps", 1))
     printed = capsys.readouterr().out
-    assert "recipe recommended" in printed and "--beta 0.005" in printed
+    assert "recipe recommended" in printed and "--beta 1.0" in printed
     assert "teacher: 4 layers x 24" in printed and "student from the teacher's layers 2, 4" in printed
     assert sum(line.startswith("step ") for line in printed.splitlines()) == 3
     with np.load(out / "flows.npz") as flows:
@@ -160,7 +160,7 @@ def test_two_sets_of_weights(option, teacher, glue_dir, tmp_path):
 def test_recipe_values_give_way_to_the_command_line(teacher, glue_dir, tmp_path):
     arguments = [str(a) for a in command(teacher, glue_dir, tmp_path / "out", task="MRPC")]
     distillation, task_args, args = read_options(arguments, "")
-    assert (distillation.beta, distillation.T_emd, args.learning_rate) == (0.001, 10, 2e-5)  # 4-layer column
+    assert (distillation.beta, distillation.alpha, args.learning_rate) == (1.0, 0.5, 1e-4)  # cut from the teacher
     assert (args.num_train_epochs, task_args.max_seq_length) == (2, 32)
     distillation, _, args = read_options(
         [*arguments, "--beta", "0.5", "--learning_rate", "1e-3", "--warmup_proportion", "0.2"], ""

@@ -79,7 +79,7 @@ def test_unnamed_outputs_of_three_are_said_aloud(capsys):
     ("kind", "names", "message"),
     [
         (MOODS, ["bad", "fair", "good"], "t: its 3 labels (bad, fair, good) do not fit X (bad, good)"),
-        (MOODS, ["bad", "fair"], "t: its labels (bad, fair) are not X's (bad, good); if they mean the same, rename"),
+        (MOODS, ["bad", "fair"], "t: its labels (bad, fair) are not X's (bad, good); if they mean the same, say"),
         (MOODS, ["bad", "bad"], "t: its labels (bad, bad) are not X's (bad, good)"),
         (STARS, ["bad", "good"], "t: its 2 labels (bad, good) do not fit X (one regression score)"),
     ],
