@@ -5,7 +5,6 @@ k principal directions of its hidden states on the training text. The student (w
 the teacher's width start at B, so that the layer losses begin near the energy that B leaves out.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.starts import Shape, Start
-from bert_emd.student import layer_stack, student_from_teacher
+from bert_emd.student import config_of_layers, layer_stack, student_from_teacher
 from bert_finetune.checkpoints import output_layer
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
@@ -45,7 +44,7 @@ def narrow_config(teacher: PreTrainedConfig, layers: list[int], shape: Shape, st
     Without `shape.heads` there are as many heads as in the teacher, so that attention scores can be compared; without
     `shape.ffn` the feed-forward layers keep their ratio to the width. Raises InputError for what does not fit.
     """
-    config = copy.deepcopy(teacher)
+    config = config_of_layers(teacher, layers)
     width = shape.width or teacher.hidden_size
     heads = shape.heads or teacher.num_attention_heads
     for option, value in (("width", shape.width), ("ffn", shape.ffn), ("heads", shape.heads)):
@@ -76,10 +75,8 @@ def narrow_config(teacher: PreTrainedConfig, layers: list[int], shape: Shape, st
         )
     if getattr(config, "embedding_size", None) == config.hidden_size:  # ELECTRA and ALBERT may have another width there
         config.embedding_size = width
-    config.num_hidden_layers, config.hidden_size, config.num_attention_heads = len(layers), width, heads
+    config.hidden_size, config.num_attention_heads = width, heads
     setattr(config, ffn_name, ffn)
-    if getattr(config, "layer_types", None):  # some look at all tokens, others at those nearby
-        config.layer_types = [config.layer_types[layer - 1] for layer in layers]
     return config
 
 

@@ -183,7 +183,7 @@ class Objective:
         labels: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Matching | None]:
         """The loss, its terms by name (unweighted), and what the `mapping` matched (None without layer losses)."""
-        total, terms, matching = 0.0, {}, None
+        total, terms, matching, weights = 0.0, {}, None, self.weights
         costs = {}
         if "attention" in self.looks_at:
             costs["attention"] = self.costs.attention(student.attention, teacher.attention, attention_mask)
@@ -192,16 +192,17 @@ class Objective:
         if costs:
             matching = mapping(**costs)
             for branch in costs:
-                terms[f"{branch}_loss"] = getattr(matching, f"{branch}_loss")
-                total = total + self.beta * self.theta * terms[f"{branch}_loss"]
+                name = f"{branch}_loss"
+                terms[name] = getattr(matching, name)
+                total = total + weights[name] * terms[name]
         if "embedding" in self.looks_at:
             pair = self.costs.hidden(student.hidden_states[:1], teacher.hidden_states[:1], attention_mask)
             terms["embedding_loss"] = pair[0, 0]
-            total = total + self.beta * terms["embedding_loss"]
+            total = total + weights["embedding_loss"] * terms["embedding_loss"]
         if "logits" in self.looks_at:
             theirs = teacher.logits if teacher is not None else None
-            weights = self.temperature, self.alpha, self.unit, self.mean_over_classes
-            prediction, parts = prediction_loss(self.kind, student.logits, theirs, labels, *weights)
+            how = self.temperature, self.alpha, self.unit, self.mean_over_classes
+            prediction, parts = prediction_loss(self.kind, student.logits, theirs, labels, *how)
             terms |= parts
             total = total + prediction
         return total, terms, matching

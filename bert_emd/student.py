@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from bert_emd.mappings import evenly_spaced_layers
 from bert_finetune.checkpoints import check_finite, output_layer, read_weights
@@ -32,17 +32,22 @@ def parse_student_layers(text: str, teacher_layers: int, copied: bool = True) ->
     return layers
 
 
+def config_of_layers(teacher: PreTrainedConfig, layers: list[int]) -> PreTrainedConfig:
+    """The teacher's configuration with these of its layers (1-based) and no others."""
+    config = copy.deepcopy(teacher)
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):  # some look at all tokens, others at those nearby
+        config.layer_types = [config.layer_types[layer - 1] for layer in layers]
+    return config
+
+
 def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
     """A student made of the teacher's embeddings, head and the given layers (1-based), all copied.
 
     Raises InputError where a layer cannot stand in another one's place, as ModernBERT's others in its first one's.
     """
     name, stack = layer_stack(teacher)
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):  # some look at all tokens, others at those nearby
-        config.layer_types = [config.layer_types[layer - 1] for layer in layers]
-    student = type(teacher)(config)
+    student = type(teacher)(config_of_layers(teacher.config, layers))
     weights = {}
     for key, value in teacher.state_dict().items():
         if not key.startswith(f"{name}."):

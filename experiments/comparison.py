@@ -27,6 +27,11 @@ TEACHER = "teacher"
 _SIGNIFICANT = 0.05
 
 
+def label(size: str | None, method: str) -> str:
+    """What pictures call a method, of a size where there are several."""
+    return f"{method}, {size}" if size else method
+
+
 @dataclass(frozen=True)
 class Summary:
     """A method on one figure. All figures and differences in points (100 x the figure).
@@ -52,8 +57,7 @@ class Summary:
 
     @property
     def name(self) -> str:
-        """Method, and size where there are several."""
-        return f"{self.method}, {self.size}" if self.size else self.method
+        return label(self.size, self.method)
 
     @property
     def mean(self) -> float:

@@ -197,7 +197,7 @@ def read_plan(path: Path) -> Plan:
         return holder.get(key, {})
 
     def check_options(where: str, options: dict, script: Script, within: list[str]) -> None:
-        plain = {name: value for name, value in options.items() if not isinstance(value, dict)}
+        plain = _options(options)
         script.check(f"{path}: [{where}]", plain)
         checked.append((script, f"{path}: [{where}]", plain))
         for name, value in options.items():

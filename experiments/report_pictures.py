@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from experiments.comparison import TEACHER, Comparison
+from experiments.comparison import TEACHER, Comparison, label
 from experiments.finished_runs import FinishedRun
 from experiments.model_footprints import Footprints
 from experiments.report import Picture
@@ -50,10 +50,6 @@ def draw_pictures(
             draw_accuracy_against_latency(models, folder / f"{name}-latency", metric)
             pictures.append(Picture(folder / f"{name}-latency.svg", f"{figure.title}: dev score against speed"))
     return pictures
-
-
-def label(size: str | None, method: str) -> str:
-    return f"{method}, {size}" if size else method
 
 
 def run_pictures(runs: list[FinishedRun]) -> list[Picture]:
