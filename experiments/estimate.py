@@ -4,9 +4,10 @@ import math
 import tempfile
 import time
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from bert_emd.arguments import DistillationArguments
 from bert_emd.recipes import recipe_defaults
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_json
@@ -127,8 +128,8 @@ def _resolved(run: PlannedRun) -> Namespace:
         return TEACHER_SCRIPT.parser().parse_known_args(arguments)[0]
     parser = STUDENT_SCRIPT.parser()
     chosen, _ = parser.parse_known_args(arguments)
-    cut = chosen.student_model is None
-    parser.set_defaults(**recipe_defaults(chosen.recipe, 4, run.task, cut, chosen.pred_distill))
+    own = DistillationArguments(**{field.name: getattr(chosen, field.name) for field in fields(DistillationArguments)})
+    parser.set_defaults(**recipe_defaults(own.recipe, 4, run.task, own.copies_teacher, own.pred_distill))
     return parser.parse_known_args(arguments)[0]
 
 

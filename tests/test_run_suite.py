@@ -27,6 +27,7 @@ import experiments.engines
 import experiments.estimate
 import experiments.plan
 import experiments.progress
+from bert_emd.recipes import CUT, OTHERS
 from bert_finetune.errors import InputError
 from experiments import run_suite
 from experiments.engines import MEMORY_PER_RUN, RayEngine, local_environments
@@ -335,6 +336,19 @@ def test_estimate(plan, monkeypatch):
         "MRPC/one/emd": 6 * (12 + 2 * 3 / 3) + 7,
     }
     assert seconds == pytest.approx({f"{name}/seed-{k}": value for name, value in by_hand.items() for k in (1, 2)})
+
+
+def test_a_narrow_student_s_estimate_has_its_own_epochs(plan, monkeypatch):
+    """As the run itself will: more than a student that is cut from its teacher."""
+    path = plan(
+        ("[methods.none]", "[sizes.cut]\n[sizes.narrow]\nstudent_width = 12\n[methods.none]"),
+    )
+    monkeypatch.setattr(experiments.estimate, "_measure", lambda *_: RunTime(1, 0))
+    monkeypatch.setattr(experiments.estimate, "_rows", lambda *_: (80, 0))
+    read = read_plan(path)
+    seconds = estimate(read, read.runs(Path("out")), {})
+    cut, narrow = (seconds[f"RTE/{size}/none/seed-1"] for size in ("cut", "narrow"))
+    assert narrow / cut == pytest.approx(OTHERS["num_train_epochs"] / CUT["num_train_epochs"])
 
 
 def test_dry_run_says_what_fails(plan, stand_ins, tmp_path, exits_with_2):
