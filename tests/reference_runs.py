@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -101,9 +100,12 @@ def carry_out(name: str, made: dict[str, Path], out: Path) -> None:
     script, options = RUNS[name]
     argv = [option.format(**made) for option in (*_SHARED, *options)] + ["--output_dir", str(out)]
     if name == "two-processes":
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command = [*launch, str(ROOT / script), *argv]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        import warm
+
+        for process in warm.start_pair(ROOT / script, *argv, OMP_NUM_THREADS="1"):
+            said = process.communicate()[1]
+            if process.returncode:
+                raise RuntimeError(said)
     elif script == FINE_TUNE:
         from bert_finetune.run_glue import main
 

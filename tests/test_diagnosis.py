@@ -1,12 +1,11 @@
 """What each term of the loss has to say, measured at a few steps of a run that it does not disturb."""
 
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
+import warm
 from conftest import ROOT
 from safetensors.torch import load_file
 from test_emd_task_distill import command
@@ -145,18 +144,21 @@ def test_a_lone_term_has_no_share(more, teacher, glue_dir, tmp_path, capsys):
 
 
 @pytest.mark.training
+@pytest.mark.xdist_group("warm")
 def test_two_processes(teacher, small_student, glue_dir, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     argv = command(teacher, glue_dir, tmp_path / "out", "--max_steps", 2, student=("--student_model", small_student))
-    call = [*launcher, ROOT / "bert_emd/emd_task_distill.py", *argv, "--ddp_backend", "gloo", "--alpha", 0.5]
-    done = subprocess.run(list(map(str, call)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    pair = warm.start_pair(ROOT / "bert_emd/emd_task_distill.py", *argv, "--ddp_backend", "gloo", "--alpha", 0.5)
+    for process in pair:
+        error = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, error[-3000:]
     found = shares_of(results(tmp_path / "out"))
     assert found.keys() == KEYS and sum(found.values()) == pytest.approx(2)
 
 
-def test_compiled_models_may_go_backward_twice():
-    """In an interpreter of its own, as what is set counts for all that is compiled there."""
+@pytest.mark.slow
+@pytest.mark.xdist_group("warm")
+def test_compiled_models_may_go_backward_twice(tmp_path):
+    """In a process of its own, as what is set counts for all that is compiled there."""
     script = """
         import torch
         from transformers import BertConfig, BertModel
@@ -169,4 +171,6 @@ def test_compiled_models_may_go_backward_twice():
         first = torch.autograd.grad(loss, weights, retain_graph=True)
         assert all(map(torch.equal, first, torch.autograd.grad(loss, weights)))
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True)
+    (tmp_path / "twice.py").write_text(textwrap.dedent(script))
+    process = warm.start(tmp_path / "twice.py")
+    assert process.wait(timeout=300) == 0, process.communicate()[1]

@@ -274,7 +274,7 @@ def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
 
     data = official_head(task, tmp_path / "data")
     shared = ["--task_name", task, "--data_dir", str(data), "--max_seq_length", "48", "--max_steps", "4"]
-    shared += ["--train_batch_size", "8"]
+    shared += ["--train_batch_size", "8", "--save_strategy", "no", "--load_best_model_at_end", "False"]
     teacher = tmp_path / "teacher"
     finetune(["--model_name_or_path", str(packaged_model), "--do_train", *shared, "--output_dir", str(teacher)])
     run("--teacher_model", teacher, "--student_layers", 3, *shared, "--output_dir", tmp_path / "out")

@@ -103,6 +103,7 @@ def test_official_data_with_the_packaged_model(task, packaged_model, tmp_path):
     run(
         *("--model_name_or_path", packaged_model, "--task_name", task, "--data_dir", data, "--do_train"),
         *("--max_seq_length", 256, "--train_batch_size", 4, "--max_steps", 2, "--output_dir", out),
+        *("--save_strategy", "no", "--load_best_model_at_end", False),
     )
     results = json.loads((out / "eval_results.json").read_text())
     dev = load_split(TASKS[task], data / "dev.tsv", "dev")

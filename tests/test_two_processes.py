@@ -1,6 +1,7 @@
 """A run in two processes is the run of one process on the same batches: losses, flows, layer weights, the student."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -38,19 +39,21 @@ def launch(processes, launcher, script, *options):
         *("--num_train_epochs", EPOCHS, "--eval_step", 2, "--no_cuda", *options),
     ]
     if processes == 1:
-        return warm.start(*command)
+        return [warm.start(*command)]
+    if launcher == "warm":
+        return warm.start_pair(*command, "--ddp_backend", "gloo")
     command = [sys.executable, "-m", *LAUNCHERS[launcher], processes, *command, "--ddp_backend", "gloo"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(list(map(str, command)), text=True, **pipes)
+    return [subprocess.Popen(list(map(str, command)), text=True, **pipes)]
 
 
 def run_both(folder, launcher, *arguments):
     """The output folders of the same run in one process and in two."""
     outs = [folder / f"of-{count}" for count in (1, 2)]
     runs = [launch(count, launcher, *arguments, "--output_dir", out) for count, out in enumerate(outs, start=1)]
-    for run in runs:
-        error = run.communicate(timeout=300)[1]
-        assert run.returncode == 0, error[-3000:]
+    for process in itertools.chain(*runs):
+        error = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, error[-3000:]
     return outs
 
 
@@ -82,11 +85,12 @@ def assert_equal_runs(outs, start):
 @pytest.mark.training
 @pytest.mark.xdist_group("warm")
 @pytest.mark.parametrize(
-    ("rows", "options"),
+    ("launcher", "rows", "options"),
     [
-        (ROWS, ["--teacher_cache", "none", "--learning_rate", "1e-3"]),
+        ("torchrun", ROWS, ["--teacher_cache", "none", "--learning_rate", "1e-3"]),
         # SGD follows the gradient's size, which AdamW does not.
         (
+            "warm",
             LONE_ROW,
             [
                 *("--teacher_cache", "disk", "--teacher_cache_dtype", "float32", "--optim", "sgd"),
@@ -99,11 +103,11 @@ def assert_equal_runs(outs, start):
     ],
     ids=["AdamW, short last step", "SGD, cache, accumulation"],
 )
-def test_two_processes_equal_one(rows, options, teacher, student, tmp_path):
+def test_two_processes_equal_one(launcher, rows, options, teacher, student, tmp_path):
     data = write_task(tmp_path / "RTE", "RTE", train=rows, dev=13)
     models = ["--teacher_model", teacher, "--student_model", student, "--task_name", "RTE", "--data_dir", data]
     more = ["--alpha", 0.5, "--beta", 0.1, "--logging_steps", 1, *options]
-    outs = run_both(tmp_path, "torchrun", "bert_emd/emd_task_distill.py", *models, *more)
+    outs = run_both(tmp_path, launcher, "bert_emd/emd_task_distill.py", *models, *more)
     assert_equal_runs(outs, student)
 
 

@@ -130,11 +130,12 @@ def start(script: str | Path, *options, **more) -> Process:
     return _server().start(script, *options, **more)
 
 
-def start_pair(script: str | Path, *options) -> list[Process]:
+def start_pair(script: str | Path, *options, **environment: str) -> list[Process]:
     """Two processes of a script that work together, as torchrun starts them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both |= environment
     return [start(script, *options, RANK=rank, LOCAL_RANK=rank, **both) for rank in "01"]
 
 
