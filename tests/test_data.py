@@ -1,4 +1,5 @@
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -164,13 +165,14 @@ def test_scores_outside_the_range(tmp_path, score):
 
 
 def _check_features(path: Path, vocabulary: Path):
-    tokenizer = BertTokenizer.from_pretrained(vocabulary)
+    tokenizer, alike = BertTokenizer.from_pretrained(vocabulary), defaultdict(list)
     for case in json.loads(path.read_text()):
-        length = case["max_seq_length"]
-        texts = {"text_a": [case["text_a"]]} | ({"text_b": [case["text_b"]]} if case["text_b"] is not None else {})
-        features = tokenize(Dataset.from_dict(texts), tokenizer, length)[0]
-        for name in ("input_ids", "attention_mask", "token_type_ids"):
-            assert features[name] + [0] * (length - len(features[name])) == case[name], (name, case)
+        alike[case["max_seq_length"], case["text_b"] is not None].append(case)
+    for (length, pairs), cases in alike.items():
+        texts = {name: [case[name] for case in cases] for name in ("text_a", *["text_b"] * pairs)}
+        for features, case in zip(tokenize(Dataset.from_dict(texts), tokenizer, length), cases, strict=True):
+            for name in ("input_ids", "attention_mask", "token_type_ids"):
+                assert features[name] + [0] * (length - len(features[name])) == case[name], (name, case)
 
 
 # The packaged model has the vocabulary of bert-base-uncased.

@@ -650,6 +650,7 @@ def test_a_hub_that_fails(hub, capsys, monkeypatch, fault):
     assert hub.present() == {"RTE/dev.tsv": b"old"}
 
 
+@pytest.mark.slow
 def test_the_script_itself_honours_hf_endpoint(tmp_path):
     pytest.importorskip("huggingface_hub")
     with Server() as server:

@@ -169,6 +169,7 @@ def read_all(prefix: Path) -> None:
         np.testing.assert_array_equal(value, VARIABLES[name], strict=True)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(checkpoints, tmp_path):
     def read(chance: random.Random, number: int) -> str:
         name = chance.choice(list(LAYOUTS))
@@ -395,6 +396,7 @@ def test_any_bytes_as_tsv(tmp_path, raw):
 FIELD = st.text(st.characters(exclude_characters="\t\n\r\ufeff", exclude_categories=["Cs"]), max_size=6)
 
 
+@pytest.mark.slow
 @given(data=st.data(), name=st.sampled_from(list(FORMATS)), split=st.sampled_from(["train", "dev", "test"]))
 @fuzz
 def test_any_table_of_a_task(tmp_path, data, name, split):

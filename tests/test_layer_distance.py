@@ -14,7 +14,8 @@ from bert_emd.layer_distance import pairwise_attention_mse, pairwise_mse
 
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not there for this system")
 # Without a GPU Triton's interpreter runs the kernel (tests/conftest.py). The compiled kernel has a test of its own.
-KERNELS = ["eager", pytest.param("triton", marks=needs_triton)]
+# Without a GPU it is interpreted, which takes seconds.
+KERNELS = ["eager", pytest.param("triton", marks=[needs_triton, pytest.mark.slow])]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -258,6 +259,7 @@ def test_attention_distances_equal_the_loop_over_scores(form, m, n, sizes, shape
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(scale) + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["direct", "factored"])
 def test_attention_gradient_is_the_derivative(form):
     student, teacher = factors(2, 1, 3, dtype=torch.float64), factors(3, 2, 4, dtype=torch.float64)

@@ -122,6 +122,7 @@ def test_a_narrow_student_is_a_plain_model_of_its_width(teacher, train, tokenize
     torch.testing.assert_close(states(loaded.eval(), train).logits, states(student, train).logits)
 
 
+@pytest.mark.slow
 def test_each_start_is_nearer_to_the_teacher_than_the_next(teacher, train, tokenizer):
     near = {start: started(teacher, train, tokenizer, start=start, width=18) for start in STARTS}
     for k in (0, 1, 2):

@@ -55,6 +55,7 @@ def test_files(layers, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.name.with.dots.png", "a.name.with.dots.svg", "run"]
 
 
+@pytest.mark.slow
 def test_a_picture_is_the_same_each_time(tmp_path):
     run = a_run(tmp_path / "run")
     for name in ("a", "b"):
@@ -103,6 +104,7 @@ def test_a_long_run_is_drawn_in_fewer_intervals(tmp_path):
     np.testing.assert_allclose(np.average(drawn[:3], axis=1, weights=np.diff(edges)), whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merged", [True, False])
 def test_layer_weights(merged, tmp_path):
     run = a_run(tmp_path / "run", (3, 6), merge_weights=merged)
@@ -128,6 +130,7 @@ def test_names_of_layers_do_not_cover_each_other(layers, tmp_path):
         assert_apart(axis)
 
 
+@pytest.mark.slow
 def test_one_branch_and_no_weights(tmp_path):
     hidden = a_run(tmp_path / "hidden", branches=["hidden"])
     assert [axis.get_title() for axis in draw_layer_weights(hidden, tmp_path / "a").axes] == [

@@ -100,6 +100,7 @@ def test_a_file_with_another_checksum_is_not_kept(tmp_path):
     assert kept.read_bytes() == b"before" and [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.slow
 def test_no_package_index(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -107,6 +108,7 @@ def test_no_package_index(monkeypatch):
         quickstart.download("no-such-package==1", "0" * 64)
 
 
+@pytest.mark.slow
 def test_a_script_that_fails_ends_the_quickstart():
     with pytest.raises(InputError, match=r"bert_finetune/run_glue\.py ended with exit code 2"):
         quickstart.run(

@@ -25,6 +25,7 @@ from suite_scripts import is_alive, record, starts, states, wait_for, wait_until
 
 import experiments.engines
 import experiments.estimate
+import experiments.execution
 import experiments.plan
 import experiments.progress
 from bert_emd.recipes import CUT, OTHERS
@@ -649,9 +650,19 @@ def test_every_plan_that_comes_with_the_project(path):
     assert path.read_text().startswith("# ")
 
 
+def run_forked(command, environment, log, stopping=None):
+    """`run_script` without waiting for imports: their processes are tested above, the scripts' content is not."""
+    process = warm.start(*command, PYTHONUNBUFFERED="1", TQDM_DISABLE="1", **environment)
+    log.writelines(text.encode() for text in process.communicate(timeout=300))
+    return process.returncode
+
+
 @pytest.mark.training
-def test_with_the_real_scripts(plan, pretrained, tmp_path, capsys):
+@pytest.mark.xdist_group("warm")
+def test_with_the_real_scripts(plan, pretrained, tmp_path, capsys, monkeypatch):
     """A teacher and a student, estimated and run; then a student of a teacher that is there."""
+    monkeypatch.setattr(experiments.execution, "run_script", run_forked)
+    monkeypatch.setattr(experiments.estimate, "run_script", run_forked)
     options = 'num_train_epochs = 1\nmax_seq_length = 32\nuse_cpu = true\nreport_to = "none"\n'
     small = (
         ('["RTE", "MRPC"]', '["RTE"]'),

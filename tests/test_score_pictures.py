@@ -22,6 +22,7 @@ def scores_of(folder, scores):
     return folder
 
 
+@pytest.mark.slow
 def test_dev_scores(tmp_path):
     emd = [
         scores_of(tmp_path / "a", {10: 0.5, 20: 0.7, 30: 0.8}),
@@ -71,6 +72,7 @@ def test_many_methods_have_a_panel_each(tmp_path):
         assert title.x0 >= 0 and title.x1 <= figure.bbox.width
 
 
+@pytest.mark.slow
 def test_accuracy_against_latency(tmp_path):
     models = [("teacher", 0.010, 0.85), ("EMD", 0.005, 0.8201), ("plain", 0.005, 0.82), ("uniform", 0.0051, 0.8199)]
     (axis,) = draw_accuracy_against_latency(models, tmp_path / "speed").axes

@@ -59,6 +59,7 @@ def test_resamples_are_measured_as_the_task_does(task):
         np.testing.assert_allclose(found, looped, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS_OF_ALL_METRICS, ids=lambda task: f"{task.name} {task.metric}")
 def test_the_slow_way_for_any_figure_equals_the_fast_ones(task):
     """It calls the task itself, which knows nothing of weights."""

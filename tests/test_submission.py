@@ -70,6 +70,7 @@ def contents(path):
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
+@pytest.mark.slow
 def test_a_complete_submission(complete, tmp_path, capsys):
     output = tmp_path / "emd.zip"
     folders = sorted((complete / "model").glob("*/student"))
@@ -84,6 +85,7 @@ def test_a_complete_submission(complete, tmp_path, capsys):
     assert capsys.readouterr().out == f"{output}: 11 files, as the server takes them\n"
 
 
+@pytest.mark.slow
 def test_the_command_and_its_default_name(tmp_path, student):
     (tmp_path / "submission.zip").write_text("an earlier one")
     command = [sys.executable, "-m", "bert_finetune.submission"]

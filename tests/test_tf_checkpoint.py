@@ -154,6 +154,7 @@ def test_every_flipped_byte_of_the_index(copy):
     assert survivors == [position for position in range(len(whole) - 48, len(whole) - 8) if whole[position] == 0]
 
 
+@pytest.mark.slow
 def test_flipped_bytes_of_the_data(copy):
     checkpoint, chance = TFCheckpoint(copy), random.Random(0)
     with open(copy.with_name(DATA), "r+b", buffering=0) as file:
@@ -218,6 +219,7 @@ def test_fuzz_any_messages(tmp_path, pairs):
 NUMBERS = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1), st.sampled_from([2**31, 2**32, 2**62, 2**63]))
 
 
+@pytest.mark.slow
 @given(
     numbers=st.lists(st.tuples(st.integers(1, 8), NUMBERS), max_size=6),
     dims=st.lists(NUMBERS, max_size=40),
