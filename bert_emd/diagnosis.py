@@ -15,6 +15,7 @@ from bert_finetune.processes import mean_over_processes
 # A run is looked at once in so many steps, and no more often than that.
 _EVERY, _MOST = 50, 5
 _LAYERS = ("attention", "hidden", "embedding")
+_ORDER = [f"{of}_share_{term}" for of in ("loss", "grad") for term in (*_LAYERS, "soft", "hard")]
 # Of the gradient; outside, the layer losses or the predictions do nothing.
 _LEAST_OF_LAYERS, _MOST_OF_LAYERS = 0.02, 0.98
 
@@ -50,10 +51,10 @@ def measure_shares(
 
 
 def mean_shares(log: list[dict]) -> dict[str, float]:
-    """The means of all shares in a training's log (`TrainerState.log_history`)."""
-    entries = [{key: value for key, value in entry.items() if "_share_" in key} for entry in log]
-    entries = [entry for entry in entries if entry]
-    return {key: sum(entry[key] for entry in entries) / len(entries) for key in (entries[0] if entries else ())}
+    """The means of all shares in a training's log (`TrainerState.log_history`), which a run that goes on reads back in
+    alphabetical order."""
+    entries = [entry for entry in log if any("_share_" in key for key in entry)]
+    return {key: sum(entry[key] for entry in entries) / len(entries) for key in _ORDER if entries and key in entries[0]}
 
 
 def format_shares(shares: dict[str, float]) -> str:

@@ -50,6 +50,13 @@ def finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> No
 
     All processes take part in measuring; the first one writes.
     """
+    try:
+        _finish(trainer, test, ending)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(*filter(None, [trainer.how_to_go_on])) from interrupt
+
+
+def _finish(trainer: TaskTrainer, test: dict[str, Dataset], ending: Ending) -> None:
     write_predictions(trainer, test)
     measured = trainer.measure()
     results = {

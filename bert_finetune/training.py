@@ -206,10 +206,7 @@ class TaskTrainer(Trainer):
         try:
             output = super().train(resume_from_checkpoint, **kwargs)
         except KeyboardInterrupt as interrupt:
-            kept = last_checkpoint(self._folder)
-            raise KeyboardInterrupt(
-                f"--resume_from_checkpoint goes on from {kept}" if kept else "there is no checkpoint yet"
-            ) from interrupt
+            raise KeyboardInterrupt(self.how_to_go_on or "there is no checkpoint yet") from interrupt
         except OSError as error:
             # A full disk that names no file is TensorBoard's log; all else that is written is named.
             if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -218,6 +215,12 @@ class TaskTrainer(Trainer):
                 raise
         self._seconds = time.monotonic() - self._begun
         return output
+
+    @property
+    def how_to_go_on(self) -> str | None:
+        """What a run that was interrupted goes on from, in words; None where it has no checkpoint."""
+        kept = last_checkpoint(self._folder)
+        return kept and f"--resume_from_checkpoint goes on from {kept}"
 
     def remove_spare_checkpoints(self) -> None:
         """Once the finished model is saved: with a limit of one checkpoint, the best stays and the last goes."""
@@ -258,7 +261,8 @@ class TaskTrainer(Trainer):
         finally:
             self._saving_into = None
             if writes and aside.exists():
-                remove(aside)
+                with writing(self._folder):
+                    remove(aside)
         self.state.best_model_checkpoint = self.best_checkpoint and str(self.best_checkpoint)
 
     def _get_output_dir(self, trial) -> str:

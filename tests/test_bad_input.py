@@ -770,6 +770,7 @@ INTERRUPTED = {  # where Ctrl-C comes, at which call of a function, and what the
         "goes on from {w}/out/checkpoint-2",
     ),
     "saving": ("finetune", "transformers.Trainer._save_rng_state", 2, "goes on from {w}/out/checkpoint-2"),
+    "finishing": ("distil", "bert_finetune.finishing.write_eval_results", 1, "goes on from {w}/out/checkpoint-5"),
     "the first step": ("distil", "bert_emd.trainer.DistillationTrainer.compute_loss", 1, "there is no checkpoint yet"),
     "tokenising": ("distil", "bert_finetune.data.tokenize", 1, "interrupted"),
     "converting": ("convert", "transformers.PreTrainedModel.save_pretrained", 1, "interrupted"),

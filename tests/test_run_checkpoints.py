@@ -1,6 +1,7 @@
 """What a run goes on from: the same experiment only, whole checkpoints only, the best one where it is said to be; and
 nothing is lost by a kill or a power cut, or by a run that is replaced."""
 
+import errno
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from glue_files import write_task
 from mishaps import full_disk, snapshot
 
 from bert_emd.emd_task_distill import main as distil
-from bert_finetune import files, finishing, outputs, run_checkpoints
+from bert_finetune import files, finishing, outputs, run_checkpoints, training
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
 from bert_finetune.run_checkpoints import checkpoints, fault_of, keep, last_checkpoint, last_good_checkpoint
@@ -398,6 +399,24 @@ def test_a_kill_while_a_checkpoint_is_removed_leaves_none_that_is_half_there(tmp
         keep(tmp_path, 1, None)
     assert checkpoints(tmp_path) == [tmp_path / "checkpoint-4"]
     assert run_checkpoints.not_of_a_run(tmp_path) is None
+
+
+def test_a_folder_that_nothing_can_be_written_in_any_more(world, tmp_path, monkeypatch, exits_with_2):
+    """As it clears up behind the first checkpoint, or as it begins the second; the first one stays."""
+    out = tmp_path / "out"
+
+    def read_only(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for function, named in (("remove", out), ("begin", out / "checkpoint-4")):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, function, read_only)
+            resumed = ["--resume_from_checkpoint"] * out.exists()
+            line = exits_with_2(fine_tune, *fine_tuning(world, out, *resumed))
+        assert f"error: {named}: cannot be written: Read-only file system" in line
+        assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
+    fine_tune(fine_tuning(world, out, "--resume_from_checkpoint"))
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
 def test_no_old_figures_beside_new_weights(world, tmp_path, monkeypatch, exits_with_2):
