@@ -199,7 +199,8 @@ def read_options(
     # A first look, at what the recipe's values depend on: its name, the task, the number of student layers.
     distillation, task_args, run = parser.look(argv)
     if not run.do_train and (run.do_eval or run.do_predict):
-        parser.set_defaults(**defaults_of_run(distillation.student_model or run.output_dir, task_args, "head"))
+        folder = distillation.student_model or run.output_dir
+        parser.set_defaults(**defaults_of_run(folder, task_args, run, "head"))
         return parser.parse(argv)
     defaults = recipe_defaults(
         distillation.recipe,

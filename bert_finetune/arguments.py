@@ -9,10 +9,13 @@ from transformers.hf_argparser import HfArg
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task, get_task
+from bert_finetune.option_rules import has_gpu
 from bert_finetune.task_kinds import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from bert_finetune.run_arguments import RunArguments
 
 
 # Options that may differ when a run goes on: they decide where things lie, what is said, sent, measured beside, and on
@@ -177,14 +180,18 @@ class TaskArguments:
         return nested if nested.exists() else Path(self.data_dir) / name
 
 
-def defaults_of_run(folder: str, task_args: TaskArguments, *more: str) -> dict:
-    """How a finished model was trained, as far as it counts for looking at it, from the `args.json` beside it: of the
-    options that `task_args` remembers, and `more`."""
+def defaults_of_run(folder: str, task_args: TaskArguments, run: "RunArguments", *more: str) -> dict:
+    """How a finished model was trained, as far as it counts for looking at it in `run`, from the `args.json` beside it:
+    of the options that `task_args` remembers, and `more`."""
     try:
         options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
-        return {name: options[name] for name in (*task_args.remembered, *more) if name in options}
+        found = {name: options[name] for name in (*task_args.remembered, *more) if name in options}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # not a run of these scripts
+    if found.get("fp16") and not has_gpu(run):
+        print(f"{folder}: trained in float16, which needs a GPU; looked at in float32")
+        found["fp16"] = False
+    return found
 
 
 @dataclass

@@ -41,7 +41,8 @@ def _noted(says: str) -> Rule:
     return Rule(says, lambda value, args: True)
 
 
-def _has_gpu(value, args) -> bool:
+def has_gpu(args: "RunArguments") -> bool:
+    """Whether a run computes on a GPU."""
     import torch
 
     return not args.use_cpu and torch.accelerator.is_available()
@@ -149,7 +150,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "average_tokens_across_devices": _refused("has no effect: losses are means over rows, not tokens"),
     "max_grad_norm": (Rule("must be 0, for no clipping, or more", _FROM_0.fits),),
     "label_smoothing_factor": (_BELOW_1, _noted("not for scores"), NOT_IN_DISTILLATION),
-    "fp16": (Rule("needs a GPU; leave it out, or use --bf16", _has_gpu),),
+    "fp16": (Rule("needs a GPU; leave it out, or use --bf16", lambda value, args: has_gpu(args)),),
     "bf16_full_eval": _refused("would leave the saved model's weights in bfloat16; use --bf16"),
     "fp16_full_eval": _refused("would leave the saved model's weights in float16; use --bf16 or --fp16"),
     "tf32": (_noted("True needs a GPU"),),
@@ -241,7 +242,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "ddp_backend": (
         Rule(
             "must be gloo, or nccl on GPUs",
-            lambda value, args: value == "gloo" or (value == "nccl" and _has_gpu(value, args)),
+            lambda value, args: value == "gloo" or (value == "nccl" and has_gpu(args)),
         ),
         Rule("needs several processes", lambda value, args: int(os.environ.get("WORLD_SIZE", 1)) > 1),
     ),

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (run.do_train or run.do_eval or run.do_predict):
         raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
     if not run.do_train:
-        parser.set_defaults(**defaults_of_run(model_args.model_name_or_path, task_args))
+        parser.set_defaults(**defaults_of_run(model_args.model_name_or_path, task_args, run))
     options = parser.parse(argv)
 
     from bert_finetune.fine_tuning import fine_tune

@@ -78,6 +78,19 @@ def test_same_seed_same_model_and_another_seed_another(pretrained, glue_dir, tmp
     assert weights[0] == weights[1] != weights[2]
 
 
+def test_a_model_trained_in_float16_is_looked_at_on_a_cpu_too(pretrained, glue_dir, tmp_path, capsys):
+    run(*command(pretrained, glue_dir, "RTE", tmp_path / "out"))
+    trained = json.loads((tmp_path / "out/eval_results.json").read_text())
+    args = json.loads((tmp_path / "out/args.json").read_text())
+    args["options"]["fp16"] = True
+    (tmp_path / "out/args.json").write_text(json.dumps(args))
+    options = ["--model_name_or_path", tmp_path / "out", "--task_name", "RTE", "--data_dir", glue_dir, "--use_cpu"]
+    run(*options, "--do_eval", "--output_dir", tmp_path / "look")
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'out'}: trained in float16, which needs a GPU; looked at in float32" in said
+    assert f"dev: accuracy {trained['eval_accuracy']:.4f} loss {trained['eval_loss']:.4f}" in said
+
+
 def test_evaluate_and_predict_without_training(teacher, glue_dir, tmp_path, capsys):
     options = ["--model_name_or_path", teacher, "--task_name", "RTE", "--data_dir", glue_dir, "--max_seq_length", 32]
     run(*options, "--do_eval", "--do_predict", "--output_dir", tmp_path / "out")
