@@ -1,6 +1,7 @@
 """Plans of suites: read from TOML, checked wholly, and unrolled into runs. docs/suites.md explains them."""
 
 import functools
+import itertools
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -122,22 +123,20 @@ class Plan:
                     options, folder = options | {"seed": seed}, folder / f"seed-{seed}"
                 teachers[seed] = PlannedRun(task, "", "teacher", seed, TEACHER_SCRIPT.path, options, folder)
         yield from teachers.values()
-        for size, of_size in self.sizes.items():
-            for method, of_method in self.methods.items():
-                options = {}
-                for table in (self.student, of_size, of_method):
-                    options |= _options(table, task, size)
-                options |= shared
-                if ("student_model" in options) == ("student_layers" in options):
-                    name = "/".join(filter(None, (task, size, method)))
-                    raise InputError(f"{self.path}: {name}: give either student_layers or student_model")
-                for seed in self.seeds:
-                    folder = output_dir / task / size / method / f"seed-{seed}"
-                    teacher = teachers.get(seed if self.teacher_seeds else None)
-                    place = {"teacher_model": str(teacher.folder)} if teacher else {}
-                    yield PlannedRun(
-                        task, size, method, seed, STUDENT_SCRIPT.path, options | {"seed": seed}, folder, place, teacher
-                    )
+        # Seed by seed, so that what a stopped suite has done can be compared.
+        for size, seed, method in itertools.product(self.sizes, self.seeds, self.methods):
+            options = {}
+            for table in (self.student, self.sizes[size], self.methods[method]):
+                options |= _options(table, task, size)
+            options |= shared
+            if ("student_model" in options) == ("student_layers" in options):
+                name = "/".join(filter(None, (task, size, method)))
+                raise InputError(f"{self.path}: {name}: give either student_layers or student_model")
+            folder = output_dir / task / size / method / f"seed-{seed}"
+            teacher = teachers.get(seed if self.teacher_seeds else None)
+            place = {"teacher_model": str(teacher.folder)} if teacher else {}
+            options["seed"] = seed
+            yield PlannedRun(task, size, method, seed, STUDENT_SCRIPT.path, options, folder, place, teacher)
 
     def file(self, task: Task, name: str) -> Path:
         """Where one of a task's files lies, as the scripts look for it."""

@@ -81,6 +81,8 @@ def test_a_grid_in_order_and_once(plan, stand_ins, tmp_path, capsys, monkeypatch
         for seed in (1, 2)
     ]
     assert states(out) == dict.fromkeys(sorted([*students, "RTE/teacher", "MRPC/teacher"]), "done")
+    order = [run.name for run in read_plan(path).runs(out) if not run.is_teacher]
+    assert order == sorted(students, key=lambda name: (students.index(name) // 4, name[-1]))  # seed by seed in a size
     one = record(out / "RTE/one/emd/seed-2")
     assert (one["task"], one["size"], one["method"], one["seed"], one["returncode"]) == ("RTE", "one", "emd", 2, 0)
     assert "--student_layers 1 --task_name RTE" in one["command"]
@@ -645,7 +647,7 @@ def test_every_plan_that_comes_with_the_project(path):
     plan = read_plan(path)
     runs = plan.runs(Path("out"))
     assert len({run.folder for run in runs}) == len(runs)
-    teachers = len(plan.seeds) if plan.teacher_seeds else 1
+    teachers = 0 if plan.teacher_folder else len(plan.seeds) if plan.teacher_seeds else 1
     assert len(runs) == len(plan.tasks) * (teachers + len(plan.sizes) * len(plan.methods) * len(plan.seeds))
     assert path.read_text().startswith("# ")
 
