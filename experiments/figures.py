@@ -53,6 +53,11 @@ class Figure:
         return f"{self.title}, {'held-out file' if self.part == 'test' else 'dev set'}"
 
     @property
+    def label(self) -> str:
+        """What an axis calls it: `dev accuracy`, `held-out agreement`."""
+        return f"{'held-out' if self.part == 'test' else 'dev'} {self.name}"
+
+    @property
     def key(self) -> str:
         """Its name in eval_results."""
         return "_".join(filter(None, (self.part, self.split, self.name)))

@@ -6,18 +6,24 @@ from experiments.comparison import TEACHER, Comparison, label
 from experiments.finished_runs import FinishedRun
 from experiments.model_footprints import Footprints
 from experiments.report import Picture
-from experiments.score_pictures import draw_accuracy_against_latency, draw_dev_scores, draw_forest, draw_methods
+from experiments.score_pictures import (
+    MOST_CURVES,
+    draw_accuracy_against_latency,
+    draw_dev_scores,
+    draw_forest,
+    draw_methods,
+)
 
 
 def draw_pictures(
     runs: list[FinishedRun], comparison: Comparison, footprints: Footprints, folder: Path
 ) -> list[Picture]:
-    """Into `folder`, for each figure: every method's score and its difference to the baseline, the dev score over
-    training, and the score against the time for a sentence where students of several sizes were measured. PNG and SVG.
+    """Into `folder`, for each figure: every method's score and its difference to the baseline; the dev score over
+    training, of a few methods; and the score against the time for a sentence where students of several sizes were
+    measured. PNG and SVG.
     """
     pictures = []
     for figure in comparison.figures:
-        metric = figure.key.removeprefix("eval_")
         name = figure.title.lower().replace(" ", "-").replace("ρ", "rho")
         summaries = [summary for summary in comparison.summaries if summary.figure == figure]
         students = [summary for summary in summaries if summary.method != TEACHER]
@@ -38,8 +44,8 @@ def draw_pictures(
             for method, of_it in methods.items()
             if set.intersection(*(run.evaluations(figure) for run in of_it))
         }
-        if lines:
-            draw_dev_scores(lines, folder / f"{name}-training", metric)
+        if 0 < len(lines) <= MOST_CURVES:
+            draw_dev_scores(lines, folder / f"{name}-training", figure.key.removeprefix("eval_"))
             pictures.append(Picture(folder / f"{name}-training.svg", f"{figure.title}: dev score over training"))
         models = [
             (summary.name, footprint.milliseconds / 1000, summary.mean / 100)
@@ -47,8 +53,8 @@ def draw_pictures(
             if (footprint := footprints.get((summary.size, summary.method))) and footprint.milliseconds
         ]
         if len({summary.size for summary in students}) > 1 and len(models) > 1:
-            draw_accuracy_against_latency(models, folder / f"{name}-latency", metric)
-            pictures.append(Picture(folder / f"{name}-latency.svg", f"{figure.title}: dev score against speed"))
+            draw_accuracy_against_latency(models, folder / f"{name}-latency", figure.label)
+            pictures.append(Picture(folder / f"{name}-latency.svg", f"{figure.title}: score against speed"))
     return pictures
 
 

@@ -1,7 +1,6 @@
 """Pictures of methods side by side, for the screen and for print (matplotlib); drawn as `bert_emd.pictures` does it."""
 
 import json
-import math
 from pathlib import Path
 
 import matplotlib
@@ -13,25 +12,23 @@ from scipy import stats
 from bert_emd.pictures import DASHES, GREYS, STYLE, name_ends, save_picture
 from experiments.comparison import Summary
 
-# Bands over seeds that can be told apart in one panel.
-_MOST_BANDS = 3
+# Curves and their bands over seeds that can be told apart.
+MOST_CURVES = 3
 _MARKERS = "osD^vPX*"
 
 
 def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, score: str = "accuracy") -> Figure:
     """Dev `score` against training steps, from `eval_results.json` of each method's run folders, one for each seed.
 
-    A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest. More than
-    three methods have a panel each, with the others' means in light grey. Steps that some of a method's runs lack are
-    left out. Raises ValueError where no step is left.
+    A method is a line, named at its end: the mean over its seeds, in a band from the lowest to the highest; give
+    `MOST_CURVES` at most. Steps that some of a method's runs lack are left out. Raises ValueError where no step is
+    left.
     """
     found = {name: _read_scores(runs, f"eval_{score}") for name, runs in methods.items()}
     title = "mean over seeds, and a band from lowest to highest"
     if not any(len(runs) > 1 for runs in methods.values()):
         title = "one run each"
     with matplotlib.rc_context(STYLE):
-        if len(methods) > _MOST_BANDS:
-            return save_picture(_scores_in_panels(found, title, f"dev {score}"), path)
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
         axis = figure.subplots()
         axis.margins(x=0.02)
@@ -46,28 +43,6 @@ def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, scor
         axis.set_xlabel("training step")
         axis.set_ylabel(f"dev {score}")
         return save_picture(figure, path)
-
-
-def _scores_in_panels(found: dict[str, tuple[np.ndarray, np.ndarray]], title: str, label: str) -> Figure:
-    columns = min(4, max(3, math.ceil(len(found) / 2)))
-    rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(1.8 * columns, 0.5 + 1.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for panel, (name, (steps, scores)) in zip(panels, found.items(), strict=False):
-        for other, (other_steps, other_scores) in found.items():
-            if other != name:
-                panel.plot(other_steps, other_scores.mean(axis=0), color="0.8", linewidth=0.8)
-        panel.plot(steps, scores.mean(axis=0), color="0", marker="o", markersize=2.5, linewidth=1.2, label=name)
-        _draw_band(panel, steps, scores, color="0", linestyle="-")
-        panel.set_title(name.replace(", ", "\n"))  # method and size
-    for panel in panels[len(found) :]:
-        panel.set_axis_off()
-    for panel in panels[max(0, len(found) - columns) : len(found)]:  # the lowest of each column
-        panel.tick_params(labelbottom=True)
-    figure.suptitle(f"{title}\n(light: the other methods)", fontsize=STYLE["axes.titlesize"])
-    figure.supxlabel("training step", fontsize=STYLE["font.size"])
-    figure.supylabel(label, fontsize=STYLE["font.size"])
-    return figure
 
 
 def _draw_band(axis: Axes, steps: np.ndarray, scores: np.ndarray, color: str, linestyle: str) -> None:
@@ -130,9 +105,9 @@ def _name_rows(axis: Axes, names: list[str]) -> None:
 
 
 def draw_accuracy_against_latency(
-    models: list[tuple[str, float, float]], path: str | Path, score: str = "accuracy"
+    models: list[tuple[str, float, float]], path: str | Path, score: str = "dev accuracy"
 ) -> Figure:
-    """A point for each model, named beside it: (name, seconds for a sentence, dev `score`). Up and left is better."""
+    """A point for each model, named beside it: (name, seconds for a sentence, `score`). Up and left is better."""
     names, seconds, scores = zip(*models, strict=True)
     milliseconds = 1000 * np.array(seconds)
     with matplotlib.rc_context(STYLE):
@@ -144,7 +119,7 @@ def draw_accuracy_against_latency(
         axis.set_xlim(left=0)
         name_ends(axis, milliseconds, np.array(scores), list(names), height=2.8)
         axis.set_xlabel("milliseconds a sentence")
-        axis.set_ylabel(f"dev {score}")
+        axis.set_ylabel(score)
         return save_picture(figure, path)
 
 
