@@ -254,10 +254,15 @@ def _read_file(path: str, wanted: Callable[[str], bool]) -> dict[str, torch.Tens
         return {key: weights.get_tensor(key) for key in weights.keys() if wanted(key)}  # noqa: SIM118
 
 
+def longest_input(config: PreTrainedConfig) -> int:
+    """How many tokens a model has positions for."""
+    # RoBERTa and its kin number positions from padding id + 1.
+    return config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+
+
 def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
     """Raise InputError for inputs longer than the model has positions."""
-    # RoBERTa and its kin number positions from padding id + 1.
-    positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    positions = longest_input(config)
     if max_seq_length > positions:
         raise InputError(f"--max_seq_length {max_seq_length}: the model has only {positions} positions")
 

@@ -39,6 +39,21 @@ class _ArgumentParser(HfArgumentParser):
         return tuple(arguments)
 
 
+def plain_parser(*dataclasses: type, description: str, hidden: tuple[str, ...] = ()) -> _ArgumentParser:
+    """The options of a script that does not train: those of some dataclasses; --help is silent of the `hidden` ones."""
+    parser = _ArgumentParser(
+        list(dataclasses),
+        description=description,
+        usage="%(prog)s [options]",
+        allow_abbrev=False,
+        formatter_class=functools.partial(_HelpFormatter, found={}),
+    )
+    for action in parser._actions:
+        if action.dest in hidden:
+            action.help = SUPPRESS
+    return parser
+
+
 class Parser:
     """The options of a training script: some dataclasses of its own, `RunOptions`, and the rest of
     `TrainingArguments`.

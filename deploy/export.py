@@ -1,0 +1,242 @@
+"""The export of a student, in its order of events: the model and its dev set, the graphs, their checks, the folder."""
+
+import datetime
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_finetune.arguments import TaskArguments
+from bert_finetune.checkpoints import (
+    check_length,
+    class_names,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    longest_input,
+)
+from bert_finetune.data import load_datasets
+from bert_finetune.digests import file_digest
+from bert_finetune.errors import InputError, writing
+from bert_finetune.files import flush, remove, rename, write_json
+from bert_finetune.glue import Task
+from bert_finetune.paths import command_for_others
+from bert_finetune.samplers import longest_first
+from bert_finetune.training_log import format_figures
+from deploy.classify import FLOAT, INT8
+from deploy.graph import (
+    QUANTIZATIONS,
+    TOLERANCE,
+    Quantization,
+    input_names,
+    largest_difference,
+    open_session,
+    quantize,
+    run_session,
+    write_onnx,
+)
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
+_BATCH = 64
+
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """One of a task's dev sets: tokenised, with its labels, and the teacher's answers where a run has kept them."""
+
+    name: str
+    data: Dataset
+    teacher_logits: np.ndarray | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array(self.data["labels"])
+
+
+def export(options, task_args: TaskArguments) -> bool:
+    """Write the export's folder. Returns whether int8 has been found to lose no more than `options.max_drop`.
+
+    options: `ExportArguments`. Raises InputError for a model or a dev set that cannot be used, and for a graph that
+    does not compute what PyTorch does.
+    """
+    name, option = options.model, "--model"
+    target = Path(options.output_dir or Path(name) / "onnx")
+    if target.exists() and not (target / "export.json").is_file():
+        raise InputError(f"{target}: is there already, and no export; move it, or choose another --output_dir")
+    config = load_config(name, option)
+    task = task_args.load_task(config, fine_tuned=True, splits=["dev"])
+    tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
+    if not tokenizer.is_fast:
+        raise InputError(f"{option} {name}: its tokenizer has no fast form, which is what a server reads")
+    check_length(config, task_args.max_seq_length)
+    loaded = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, ["dev"]).dev
+    model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names).eval()
+    if any(label == f"LABEL_{k}" for k, label in enumerate(class_names(model.config))) and task.kind.outputs > 1:
+        raise InputError(f"{option} {name}: its classes have no names; give them in their order with --class_names")
+    dev = []
+    for split, data in loaded.items():
+        split = split if len(loaded) > 1 else ""
+        dev.append(DevSet(split, data, _teacher_logits(Path(name), split, data)))
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".exporting-"))
+        try:
+            found = _export_into(aside, model, tokenizer, task, dev, task_args.max_seq_length, options)
+            _replace(aside, target)
+        finally:
+            if aside.exists():
+                shutil.rmtree(aside)
+    print(f"exported into {target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
+    return found
+
+
+def _export_into(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    dev: list[DevSet],
+    max_seq_length: int,
+    options,
+) -> bool:
+    names = input_names(model, tokenizer)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    opset = write_onnx(model, names, folder / FLOAT)
+
+    @torch.inference_mode()
+    def in_torch(inputs: Inputs) -> np.ndarray:
+        return model(**inputs).logits.numpy()
+
+    def answers(run: Callable[[Inputs], np.ndarray]) -> dict[str, np.ndarray]:
+        return {one.name: _logits(run, one.data, names, tokenizer) for one in dev}
+
+    def in_graph(path: Path) -> dict[str, np.ndarray]:
+        session = open_session(path)
+        return answers(lambda inputs: run_session(session, inputs))
+
+    student, float_graph = answers(in_torch), in_graph(folder / FLOAT)
+    difference = max(float(np.abs(student[one.name] - float_graph[one.name]).max()) for one in dev)
+    difference = max(difference, largest_difference(model, folder / FLOAT, names, longest_input(model.config)))
+    if not difference <= TOLERANCE:
+        raise InputError(f"{FLOAT}: its logits differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:.0e}")
+    print(f"{FLOAT}: logits differ from PyTorch's by {difference:.1e} at most, on the dev set and on odd shapes")
+
+    def figures(logits: dict[str, np.ndarray]) -> dict[str, float]:
+        return {key: value for one in dev for key, value in _figures(task, one, logits[one.name], student).items()}
+
+    results = {"torch": figures(student), "float": figures(float_graph)}
+    _say("PyTorch", results["torch"])
+    _say(FLOAT, results["float"])
+    chosen = None
+    for way in QUANTIZATIONS[1 if options.per_channel else 0 :]:
+        quantize(folder / FLOAT, folder / INT8, way)
+        results["int8"] = figures(in_graph(folder / INT8))
+        drop = _drop(task, dev, results["torch"], results["int8"])
+        _say(f"{INT8}, {way.what}", results["int8"])
+        if drop <= options.max_drop:
+            chosen = way
+            break
+        print(f"{task.metric} falls by {drop:.2f} points, more than --max_drop {options.max_drop:g}", file=sys.stderr)
+    if chosen is None:
+        (folder / INT8).unlink()
+        print(f"int8 loses too much in every way: only {FLOAT} is kept", file=sys.stderr)
+    _describe(folder, task, max_seq_length, opset, difference, results, chosen)
+    return chosen is not None
+
+
+def _logits(
+    run: Callable[[Inputs], np.ndarray], data: Dataset, names: list[str], tokenizer: PreTrainedTokenizerBase
+) -> np.ndarray:
+    """(examples, outputs), in the order of the dataset."""
+    order = longest_first(data)
+    rows = data.select(order).select_columns(names)
+    batches = DataLoader(rows, _BATCH, collate_fn=DataCollatorWithPadding(tokenizer))
+    return np.concatenate([run(dict(batch)) for batch in batches])[np.argsort(order)]
+
+
+def _figures(task: Task, dev: DevSet, logits: np.ndarray, student: dict[str, np.ndarray]) -> dict[str, float]:
+    """The task's figures, and the agreement with the student in PyTorch and with its teacher, by name."""
+    found = task.measure(logits, dev.labels)
+    found["student_agreement"] = task.kind.agreement(logits, student[dev.name])["agreement"]
+    if dev.teacher_logits is not None:
+        found |= task.kind.agreement(logits, dev.teacher_logits)
+    return {_key(dev, name): value for name, value in found.items()}
+
+
+def _key(dev: DevSet, name: str) -> str:
+    return "_".join(filter(None, ("eval", dev.name, name)))
+
+
+def _drop(task: Task, dev: list[DevSet], before: dict[str, float], after: dict[str, float]) -> float:
+    """How many points of the task's figure are lost, on the dev set on which it is most."""
+    return max(100 * (before[_key(one, task.metric)] - after[_key(one, task.metric)]) for one in dev)
+
+
+def _say(what: str, figures: dict[str, float]) -> None:
+    print(f"{what}: {format_figures(figures)}")
+
+
+def _teacher_logits(folder: Path, split: str, data: Dataset) -> np.ndarray | None:
+    """Those that the student's run has kept of this very dev set."""
+    path = folder / "dev_predictions.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as kept:
+        arrays = {key.removeprefix(f"{split}/" if split else ""): kept[key] for key in kept.files}
+    same = np.array_equal(arrays.get("labels"), np.array(data["labels"]))
+    return arrays.get("teacher_logits") if same else None
+
+
+def _describe(
+    folder: Path,
+    task: Task,
+    max_seq_length: int,
+    opset: int,
+    difference: float,
+    results: dict[str, dict[str, float]],
+    way: Quantization | None,
+) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    write_json(
+        folder / "export.json",
+        {
+            "exported": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": command_for_others(shlex.join([sys.executable, *sys.argv])),
+            "versions": {name: version(name) for name in _PACKAGES},
+            "opset": opset,
+            "max_seq_length": max_seq_length,
+            "task": task.name,
+            "text_columns": list(task.columns),
+            "metric": task.metric,
+            "largest_difference": difference,
+            "quantization": way and way.what,
+            "megabytes": {path.name: path.stat().st_size / 1e6 for path in files if path.suffix == ".onnx"},
+            "figures": {name: found for name, found in results.items() if name != "int8" or way},
+            "sha256": {path.name: file_digest(path) for path in files},
+        },
+    )
+
+
+def _replace(aside: Path, target: Path) -> None:
+    """Give a folder that is complete its name; an export that has it goes."""
+    for path in aside.iterdir():
+        flush(path)
+    flush(aside)
+    aside.chmod(0o755)  # a temporary folder is for its owner alone
+    if target.exists():
+        remove(target)
+    rename(aside, target)

@@ -1,0 +1,79 @@
+"""Export a student to ONNX, in float32 and with int8 weights, and check both on its dev set before saying done.
+
+    python deploy/export_student.py --model model/SST-2/student --data_dir glue_data/SST-2
+    python deploy/export_student.py --model my-small-classifier --validation_file dev.csv --text_column review
+
+writes `<model>/onnx/`: model.onnx, model_quantized.onnx, the configuration with the classes' names, the tokenizer, and
+export.json with versions, checksums and all figures. --model is a folder of either training script, which knows its
+task, or any classifier of transformers', in a folder or on the hub. What it needs on top of requirements.txt is in
+requirements-deploy.txt.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from bert_finetune.arguments import TaskArguments
+from bert_finetune.command_line import plain_parser
+from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.files import read_json
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and how much int8 may cost."""
+
+    model: str = HfArg(help="The student: a folder, or a name on the hub.")
+    output_dir: str | None = HfArg(default=None, help="Where the export goes; left out, <model>/onnx.")
+    max_drop: float = HfArg(
+        default=1.0,
+        help="How many points of the task's figure int8 may lose on the dev set. Beyond, finer ways are tried, a scale "
+        "for each channel and then the embeddings and the head in float; if none will do, the export ends with exit "
+        "code 1 and leaves only the float model.",
+    )
+    per_channel: bool = HfArg(default=False, help="Begin with a scale for each channel.")
+
+    def __post_init__(self):
+        if not self.max_drop >= 0:
+            raise InputError(f"--max_drop {self.max_drop}: must be 0 or more points")
+
+
+# Options of a task that have no meaning here.
+_TRAINING = ("train_file", "test_file")
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = plain_parser(ExportArguments, TaskArguments, description=__doc__, hidden=_TRAINING)
+    argv = sys.argv[1:] if argv is None else argv
+    given = parser.parse_known_args(argv)[0]
+    if any(getattr(given, name) for name in _TRAINING):
+        raise InputError("--train_file and --test_file: have no place here; give --validation_file, or --data_dir")
+    parser.set_defaults(**_of_training(Path(given.model), own_files=bool(given.validation_file)))
+    options, task_args = parser.dataclasses(argv)
+    if not options.output_dir and not Path(options.model).is_dir():
+        raise InputError(f"--output_dir is missing: {options.model} is no folder to put the export into")
+    try:
+        from deploy.export import export
+    except ImportError as error:
+        if error.name not in ("onnx", "onnxruntime", "onnxscript"):
+            raise
+        raise InputError(f"needs {error.name}: pip install -r requirements-deploy.txt") from error
+    if not export(options, task_args):
+        sys.exit(1)
+
+
+def _of_training(folder: Path, own_files: bool) -> dict:
+    """What the student was trained with, as far as its dev set is read by it; nothing where it was not trained here."""
+    if not (folder / "args.json").is_file():
+        return {}
+    options = read_json(folder / "args.json").get("options", {})
+    names = ["max_seq_length", "text_column", "label_column", "decimal", "merge_case", "delimiter"]
+    names = names if own_files else ["max_seq_length", "task_name"]
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+if __name__ == "__main__":
+    main()

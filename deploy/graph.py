@@ -1,0 +1,161 @@
+"""A classifier as an ONNX graph, and that graph with int8 weights."""
+
+import contextlib
+import errno
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from google.protobuf.message import DecodeError
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_finetune.errors import InputError, reason
+
+# What logits of the graph may differ from PyTorch's, in float32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A way to int8 weights. `what` it is; per_channel: a scale for each output of a matrix, and not for all; kept: the
+    embeddings and the head stay in float."""
+
+    what: str
+    per_channel: bool = False
+    kept: bool = False
+
+
+# From the smallest and fastest on.
+QUANTIZATIONS = (
+    Quantization("one scale for each matrix"),
+    Quantization("a scale for each channel", per_channel=True),
+    Quantization("a scale for each channel, embeddings and head in float", per_channel=True, kept=True),
+)
+
+
+class _Logits(torch.nn.Module):
+    """A classifier whose inputs come in the order of their `names`, and that answers with its logits alone."""
+
+    def __init__(self, model: PreTrainedModel, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a tokenizer gives that a model takes, as the graph's inputs are called."""
+    taken = inspect.signature(model.forward).parameters
+    return [name for name in tokenizer.model_input_names if name in taken]
+
+
+def made_up_inputs(model: PreTrainedModel, names: list[str], rows: int, length: int) -> dict[str, torch.Tensor]:
+    """A batch (rows, length) of tokens drawn at random; the last of several rows is half padding."""
+    ids = torch.randint(min(model.config.vocab_size, 1000), (rows, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    if rows > 1:
+        mask[-1, (length + 1) // 2 :] = 0
+    # Some architectures count positions from what is not padding.
+    padding = model.config.pad_token_id or 0
+    ids = torch.where(mask.bool() & (ids != padding), ids, torch.where(mask.bool(), (padding + 1), padding))
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return {name: inputs[name] for name in names}
+
+
+def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> int:
+    """Write a classifier into one file: inputs `names`, output `logits`, axes `batch` and `sequence`.
+
+    Returns the opset. Raises InputError for an architecture that cannot be traced.
+    """
+    example = made_up_inputs(model, names, 3, 17)
+    axes = tuple({0: "batch", 1: "sequence"} for _ in names)
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                _Logits(model, names).eval(),
+                tuple(example.values()),
+                dynamo=True,
+                dynamic_shapes={"inputs": axes},
+                input_names=names,
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+            )
+            program.save(path, external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # of torch's exporter, which raises whatever an architecture's code leads to
+        raise InputError(
+            f"{type(model).__name__}: cannot be traced to ONNX ({reason(error)}); students of BERT, DistilBERT, "
+            "RoBERTa and ELECTRA can: make one with --student_layers from such a teacher"
+        ) from error
+    return next(found.version for found in onnx.load(path).opset_import if not found.domain)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter says of itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A graph, ready to run on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    """The logits of a batch."""
+    return session.run(["logits"], {name: values.numpy() for name, values in inputs.items()})[0]
+
+
+@torch.inference_mode()
+def largest_difference(model: PreTrainedModel, path: Path, names: list[str], longest: int) -> float:
+    """Between a graph's logits and the model's, over shapes that graphs go wrong at."""
+    session, found = open_session(path), []
+    for rows, length in ((1, 1), (1, 7), (2, 16), (3, min(128, longest)), (1, longest)):
+        inputs = made_up_inputs(model, names, rows, min(length, longest))
+        found.append(np.abs(run_session(session, inputs) - model(**inputs).logits.numpy()).max())
+    return float(max(found))
+
+
+def quantize(source: Path, target: Path, way: Quantization) -> None:
+    """Write a graph with int8 weights; activations are quantised as they come (dynamically)."""
+    try:
+        with _quietly():
+            quantize_dynamic(
+                source,
+                target,
+                weight_type=QuantType.QInt8,
+                per_channel=way.per_channel,
+                nodes_to_exclude=_embeddings_and_head(onnx.load(source).graph) if way.kept else None,
+            )
+    except DecodeError as error:  # of a file on the way, which is written without a look at how that went
+        raise OSError(errno.ENOSPC, "what was written cannot be read back, as on a full disk") from error
+
+
+def _embeddings_and_head(graph: onnx.GraphProto) -> list[str]:
+    """The names of the nodes that look up embeddings, and of those that multiply after the encoder's last layer."""
+    last = max(k for k, node in enumerate(graph.node) if node.op_type == "LayerNormalization")
+    return [
+        node.name
+        for k, node in enumerate(graph.node)
+        if node.op_type == "Gather" or (k > last and node.op_type in ("MatMul", "Gemm"))
+    ]
