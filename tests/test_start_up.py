@@ -17,6 +17,9 @@ SCRIPTS = [
     "-m bert_emd.teacher_cache",
     "experiments/run_suite.py",
     "experiments/compare_results.py",
+    "deploy/export_student.py",
+    "deploy/classify.py",
+    "deploy/measure.py",
 ]
 HEAVY = {"torch", "scipy", "sklearn", "matplotlib", "datasets", "pyarrow", "ot", "pyemd", "accelerate"}
 
