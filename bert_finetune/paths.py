@@ -21,6 +21,13 @@ def command_for_others(command: str) -> str:
     return shlex.join(["python", *map(_shown, words)])
 
 
+def run_for_others(told: dict) -> dict:
+    """What args.json says of a run and its earlier starts, its commands and paths as others are shown them."""
+    starts = [start | {"command": command_for_others(start["command"])} for start in told.get("earlier_starts", [])]
+    earlier = {"earlier_starts": starts} if starts else {}
+    return for_others(told | {"command": command_for_others(told["command"])} | earlier)
+
+
 def _shown(text: str | Path) -> str:
     name, equals, path = str(text).partition("=") if str(text).startswith("--") else ("", "", str(text))
     if not os.path.isabs(os.path.expanduser(path)):

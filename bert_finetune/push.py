@@ -10,7 +10,7 @@ from bert_finetune.files import read_json
 from bert_finetune.hub import HUB_FAILURES, push_reason
 from bert_finetune.model_card import name_in_card
 from bert_finetune.outputs import pushed_files
-from bert_finetune.paths import command_for_others, for_others
+from bert_finetune.paths import run_for_others
 from bert_finetune.run_arguments import RunArguments
 
 
@@ -51,10 +51,7 @@ def push(args: RunArguments) -> None:
     name_in_card(folder, args.hub_model_id)
     files = {name: CommitOperationAdd(name, folder / name) for name in pushed_files(folder)}
     if "args.json" in files:
-        told = read_json(folder / "args.json")
-        for start in (told, *told.get("earlier_starts", [])):
-            start["command"] = command_for_others(start["command"])
-        text = json.dumps(for_others(told), indent=2) + "\n"
+        text = json.dumps(run_for_others(read_json(folder / "args.json")), indent=2) + "\n"
         files["args.json"] = CommitOperationAdd("args.json", text.encode())
     try:
         sent = create_commit(

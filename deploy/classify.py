@@ -144,7 +144,7 @@ class Line:
     fault: str = ""
 
 
-def read_lines(file: Iterable[str], columns: list[str]) -> Iterator[Line]:
+def read_lines(file: Iterable[str]) -> Iterator[Line]:
     """Plain lines: a text each, or two with a tab between them, as in the first line."""
     width = None
     for number, line in enumerate(file, start=1):
@@ -158,9 +158,9 @@ def read_tsv(file: Iterable[str], columns: list[str]) -> Iterator[Line]:
     return _below_header(((k, line.rstrip("\r\n").split("\t")) for k, line in enumerate(file, start=1)), columns)
 
 
-def read_csv(file: Iterable[str], columns: list[str]) -> Iterator[Line]:
+def read_csv(file: Iterable[str], columns: list[str], delimiter: str = ",") -> Iterator[Line]:
     """Fields between commas, below a header. A blank line is a row only where there is one column."""
-    reader = csv.reader(file, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
 
     def rows() -> Iterator[tuple[int, list[str] | str]]:
         while True:
@@ -202,17 +202,21 @@ def _places(header: list[str] | str, columns: list[str]) -> list[int]:
 
 
 def read_jsonl(file: Iterable[str], columns: list[str]) -> Iterator[Line]:
-    """An object a line."""
+    """An object a line. The first one says what columns there are."""
+    known = False
     for number, line in enumerate(file, start=1):
         try:
             found = json.loads(line)
         except ValueError as error:
             yield _line(number, f"not JSON: {error}")
             continue
-        if number == 1:
-            _places(list(found) if isinstance(found, dict) else "", columns)
-            columns = columns or list(found)
-        texts = tuple(found.get(name) if isinstance(found, dict) else None for name in columns)
+        if not isinstance(found, dict):
+            yield _line(number, "no object")
+            continue
+        if not known:
+            _places(list(found), columns)
+            columns, known = columns or list(found), True
+        texts = tuple(found.get(name) for name in columns)
         good = all(isinstance(text, str) for text in texts)
         yield _line(number, texts if good else f"no text in {' or '.join(columns)}")
 
@@ -234,7 +238,8 @@ READERS: dict[str, Callable[[Iterable[str], list[str]], Iterator[Line]]] = {
 
 def _open(path: Path) -> io.TextIOWrapper:
     # What is no UTF-8 becomes signs that no text has, so that the line it is in can be named.
-    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="" if path.suffix == ".csv" else None)
+    newline = "" if path.suffix.lower() == ".csv" else None
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def chunks(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
@@ -340,6 +345,7 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--text_column", default="", help="its column of the text, or both of a pair (premise,hypothesis)"
     )
+    parser.add_argument("--delimiter", help="what stands between the fields of a .csv file (a comma)")
     parser.add_argument("--output", type=Path, help=f"where the answers go: {', '.join(WRITERS)} (default: stdout)")
     parser.add_argument("--file", help=f"which model of the folder (default: {INT8}, where it is there, else {FLOAT})")
     parser.add_argument("--batch_size", type=int, default=32, help="texts at a time (32)")
@@ -350,6 +356,10 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give one text, the two of a pair, or --input")
     if options.batch_size < 1 or (options.threads is not None and options.threads < 1):
         parser.error("--batch_size and --threads: give 1 or more")
+    if options.delimiter and not (len(options.delimiter) == 1 and options.input and options.input.suffix == ".csv"):
+        parser.error("--delimiter: give one character, and a .csv file as --input")
+    if options.output and options.input and options.output.exists() and options.output.samefile(options.input):
+        parser.error(f"{options.output}: would replace the --input")
     for path, known in ((options.input, READERS), (options.output, WRITERS)):
         if path and path.suffix.lower() not in known:
             parser.error(f"{path}: must be one of {', '.join(known)}")
@@ -377,29 +387,30 @@ def classify(options: argparse.Namespace) -> None:
             file = stack.enter_context(_open(options.input))
             size = options.input.stat().st_size
             bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, disable=None))
-            try:
-                lines = READERS[options.input.suffix.lower()](
-                    _watched(file, bar), columns or _own_columns(options.model)
-                )
-                lines = itertools.chain([next(lines)], lines)
-            except StopIteration:
-                lines = iter([])
-            except WrongInput as error:
-                raise WrongInput(f"{options.input}: {error}") from error
+            read = READERS[options.input.suffix.lower()]
+            more = {"delimiter": options.delimiter} if options.delimiter else {}
+            lines = _of(options.input, read(_watched(file, bar), columns or _own_columns(options.model), **more))
+            lines = itertools.chain(list(itertools.islice(lines, 1)), lines)  # wrong columns show before output begins
         else:
             stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="surrogateescape")
-            lines = read_lines(stdin, columns)
-        out = (
-            stack.enter_context(open(options.output, "w", encoding="utf-8", newline=""))
-            if options.output
-            else sys.stdout
-        )
-        write = (WRITERS[options.output.suffix.lower()] if options.output else _plain)(out, classifier.names)
+            lines = read_lines(stdin)
+        out, begin = sys.stdout, _plain
+        if options.output:
+            out = stack.enter_context(open(options.output, "w", encoding="utf-8", newline=""))
+            begin = WRITERS[options.output.suffix.lower()]
+        write = begin(out, classifier.names)
         for answer in classified(classifier, lines, options.batch_size, skip):
             write(answer)
         out.flush()
     if skipped:
         print(f"{len(skipped)} broken lines skipped", file=sys.stderr)
+
+
+def _of(path: Path, lines: Iterator[Line]) -> Iterator[Line]:
+    try:
+        yield from lines
+    except WrongInput as error:
+        raise WrongInput(f"{path}: {error}") from error
 
 
 def _own_columns(folder: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Compare finished runs: tables of means over seeds, differences to a baseline and how sure they are; one report.
 
-    python experiments/compare_results.py model/ablations --baseline none --output_dir results
+    python experiments/compare_results.py model/mappings --baseline none --output_dir model/mappings/results
 
 Every folder below the given ones with an eval_results.json is a run. Figures are of the dev set, those called test_...
 of the runs' --agreement_file, in points (100 x accuracy, F1 or correlation). What is written: results.md, results.tex
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from experiments.comparison import begin_notes, choose_baseline, compare, state_notes
     from experiments.comparison_tables import as_csv, differences, overview, run_rows, summary_rows, versions
     from experiments.finished_runs import find_runs
+    from experiments.kept_runs import keep_runs
     from experiments.model_footprints import model_footprints
     from experiments.published import published_tables
     from experiments.report import Picture, report_page
@@ -64,6 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     }
     for name, content in files.items():
         write_atomically(options.output_dir / name, content)
+    if options.keep_runs:
+        keep_runs(runs, options.folders, options.keep_runs)
+        for path in plan_files.values():
+            write_atomically(options.keep_runs / path.name, path.read_text(encoding="utf-8"))
     print(text)
     print(f"written into {options.output_dir}: {', '.join(files)}")
 
@@ -90,6 +95,12 @@ def read_options(argv: list[str] | None) -> Namespace:
         type=float,
         default=MARGIN,
         help=f"methods that differ by less than so many points are equal ({MARGIN})",
+    )
+    parser.add_argument(
+        "--keep_runs",
+        type=Path,
+        metavar="DIR",
+        help="copy there what was read of the runs, without their models: the tables can be made again from it",
     )
     parser.add_argument("--no_speed", action="store_true", help="do not time the models")
     parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="further PNG or SVG files for the report")

@@ -1,7 +1,7 @@
 """Run a whole table: every task, student size, method and seed of a plan, each task's teacher first.
 
-    python experiments/run_suite.py plans/ablations.toml --output_dir model/ablations
-    python experiments/run_suite.py plans/ablations.toml --output_dir model/ablations --dry_run
+    python experiments/run_suite.py plans/quickstart.toml --output_dir model/mappings
+    python experiments/run_suite.py plans/quickstart.toml --output_dir model/mappings --dry_run
 
 Each run is one call of run_glue.py or emd_task_distill.py. Beside its folder lie a record (.json) and all that it
 printed (.log). A suite that was stopped, in whatever way, goes on with the same command: finished runs are kept,

@@ -169,6 +169,15 @@ def test_pairs_and_the_columns_of_training(tmp_path, tokenizer, capsys):
     assert code == 0 and [line.split("\t")[0] for line in out.splitlines()] == ["sea", "bee"]
 
 
+def test_a_broken_first_line_and_another_delimiter(student, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('oh\n{"said": "b"}\n')
+    code, out, _ = call(capsys, "--model", student, "--input", tmp_path / "in.jsonl", "--skip_bad_lines")
+    assert code == 0 and [line.split("\t")[0] for line in out.splitlines()] == ["", "bee"]
+    (tmp_path / "in.csv").write_text("id;text\n1;c\n")
+    more = ["--text_column", "text", "--delimiter", ";"]
+    assert call(capsys, "--model", student, "--input", tmp_path / "in.csv", *more)[1].startswith("sea\t")
+
+
 def test_one_column_needs_no_name_and_may_have_blank_rows(student, tmp_path, capsys):
     (tmp_path / "in.csv").write_text("whatever\na\n\nb\n")
     code, out, _ = call(capsys, "--model", student, "--input", tmp_path / "in.csv")
@@ -181,7 +190,7 @@ BROKEN = {
     "not UTF-8": (".csv", b"id,text\n1,a\n2,\xff\n3,c\n", 3, "not UTF-8"),
     "too many tabs": (".tsv", b"id\ttext\n1\ta\n2\tb\tb\n3\tc\n", 3, "3 fields where the header has 2"),
     "no JSON": (".jsonl", b'{"text": "a"}\n{"text": \n{"text": "c"}\n', 2, "not JSON: "),
-    "no object": (".jsonl", b'{"text": "a"}\n[1]\n{"text": "c"}\n', 2, "no text in text"),
+    "no object": (".jsonl", b'{"text": "a"}\n[1]\n{"text": "c"}\n', 2, "no object"),
     "no text": (".jsonl", b'{"text": "a"}\n{"text": null}\n{"text": "c"}\n', 2, "no text in text"),
 }
 
@@ -248,6 +257,14 @@ BAD = {
     "a text and a file": ([*ONNX, "a", "--input", "{w}/a.csv"], "give one text, the two of a pair, or"),
     "three texts": ([*ONNX, "a", "b", "c"], "give one text, the two of a pair, or --input"),
     "no threads": ([*ONNX, "a", "--threads", "0"], "--batch_size and --threads: give 1 or more"),
+    "its own output": (
+        [*ONNX, "--input", "{w}/a.csv", "--output", "{w}/a.csv"],
+        "{w}/a.csv: would replace the --input",
+    ),
+    "a delimiter for nothing": (
+        [*ONNX, "a", "--delimiter", ";"],
+        "--delimiter: give one character, and a .csv file as",
+    ),
     "another model": ([*ONNX, "a", "--file", "none.onnx"], "{w}/onnx: cannot be loaded: "),
     "a damaged model": (["--model", "{w}/damaged", "a"], "{w}/damaged: cannot be loaded: "),
 }
@@ -265,6 +282,7 @@ def test_bad_input(case, student, tmp_path, capsys):
     code, out, err = call(capsys, *(word.format(w=tmp_path) for word in words))
     assert code == 2 and out == "" and said.format(w=tmp_path) in err.splitlines()[-1]
     assert "Traceback" not in err
+    assert (tmp_path / "a.csv").read_text() == "text,id\na,1\n"
 
 
 def test_an_empty_file_has_no_answers(student, tmp_path, capsys):

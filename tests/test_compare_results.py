@@ -507,7 +507,7 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
             argv = ["--teacher_model", teacher, "--student_layers", 2, "--task_name", "RTE", "--seed", seed, *options]
             argv += ["--data_dir", glue_dir / "RTE", "--output_dir", out, "--max_seq_length", 32, "--no_cuda"]
             emd_task_distill.main([str(argument) for argument in [*argv, "--num_train_epochs", 1]])
-    main(["runs", "--baseline", "none"])
+    main(["runs", "--baseline", "none", "--keep_runs", "kept"])
     text = (tmp_path / "results/results.md").read_text()
     rows = rows_of(text, "All figures, dev set")
     assert list(rows) == ["teacher", "none", "emd", "constant answer"]
@@ -530,6 +530,13 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
         assert all(f">{word}" in drawn for word in words), name
         assert (tmp_path / f"results/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert page.count(">RTE: ") == 3  # each picture of the comparison
+    # What is kept of the runs has no model and nothing private, and gives the same tables.
+    kept = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert {path.name for path in kept} == {"eval_results.json", "args.json", "dev_predictions.npz"}
+    assert not any(str(tmp_path) in path.read_text() for path in kept if path.suffix == ".json")
+    main(["kept", "--baseline", "none", "--output_dir", "again"])
+    again = rows_of((tmp_path / "again/results.md").read_text(), "RTE, dev set")
+    assert again == rows_of(text, "RTE, dev set")
     assert 'id="commands"' in page and "<td>transformers</td>" in page
 
 
