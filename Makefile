@@ -31,8 +31,9 @@ results: .venv/run  ## the experiment of docs/does-emd-help.md, which resumes, i
 	$(BIN)/python experiments/split_data.py --data_dir glue_data --tasks CoLA --output_dir model/splits
 	$(BIN)/python experiments/run_suite.py plans/does-emd-help-beta.toml --output_dir model/does-emd-help-beta
 	$(BIN)/python experiments/run_suite.py plans/does-emd-help.toml --output_dir model/does-emd-help
-	$(BIN)/python experiments/compare_results.py model/does-emd-help --figure divergence agreement score --no_speed \
-	  --output_dir results --keep_runs results/runs
+	$(BIN)/python experiments/compare_results.py model/does-emd-help --figure divergence agreement score \
+	  --output_dir model/does-emd-help/results --keep_runs results/runs
+	$(BIN)/python experiments/compare_results.py results/runs --figure divergence agreement score --no_speed
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -108,7 +108,8 @@ class Teachers(Enum):
 class Comparison:
     """summaries: by figure, then size, then method. beside: of further figures, of which only the means are shown.
     constant: what the best constant answer scores, in points, where a run has kept the labels. teachers: where there
-    are p-values. notes: what could not be told, and why."""
+    are p-values. chosen: whether some run may end with the checkpoint that was best on the dev set. notes: what could
+    not be told, and why."""
 
     baseline: str | None
     margin: float = MARGIN
@@ -116,6 +117,7 @@ class Comparison:
     beside: list[Summary] = field(default_factory=list)
     constant: dict[Figure, float] = field(default_factory=dict)
     teachers: dict[Figure, Teachers] = field(default_factory=dict)
+    chosen: bool = True
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -217,6 +219,7 @@ def compare(
         if name not in compared:
             raise InputError(f"--figure {name}: no run has it")
     comparison.beside = beside.summaries
+    comparison.chosen = any(run.args.get("options", {}).get("load_best_model_at_end", True) for run in runs)
     order = {key: place for place, key in enumerate(comparison.methods)}
     figures = comparison.figures
     comparison.summaries.sort(key=lambda s: (figures.index(s.figure), order[s.size, s.method]))

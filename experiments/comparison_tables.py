@@ -27,10 +27,9 @@ def overview(comparison: Comparison, footprints: Footprints, conditions: str) ->
     seeds = next(iter(counts)) if len(counts) == 1 else "in brackets"
     spread = f": mean ± standard deviation over seeds (number of seeds: {seeds})" if counts else ""
     sets = "Dev set" + ", or held-out file (test)" * any(figure.part == "test" for figure in figures)
-    notes = [
-        f"{sets}, in points{spread}.",
-        "A run keeps what is best on the dev set: all figures of that set are a little high.",
-    ]
+    notes = [f"{sets}, in points{spread}."]
+    if comparison.chosen:
+        notes.append("A run keeps what is best on the dev set: all figures of that set are a little high.")
     if comparison.constant:
         notes.append("Constant answer: the one that scores best. A method near it has hardly learnt the task.")
     if any("teacher_logits" in figure.needs for figure in figures):
