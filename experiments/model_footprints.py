@@ -33,6 +33,8 @@ def model_footprints(runs: list[FinishedRun], timed: bool) -> tuple[Footprints, 
     for run in runs:
         if (run.size, run.method) not in folders and _tensors(run.folder):
             folders[run.size, run.method] = run.folder
+    if not folders:
+        return {}, ""
     if not any(method == TEACHER for _, method in folders):
         candidates = filter(None, (run.teacher_folder for run in runs))
         folders.update(((None, TEACHER), folder) for folder in candidates if _tensors(folder))
