@@ -292,7 +292,7 @@ def assert_same_history(ours, theirs, **tolerance):
 @pytest.fixture
 def shallow_teacher(tmp_path):
     """Compiling takes as long as there are layers, and pairs of them."""
-    return save_bert(tmp_path / "teacher", TASKS["RTE"].kind.output_names, num_hidden_layers=2)
+    return save_bert(tmp_path / "teacher", TASKS["RTE"].kind.output_names, num_hidden_layers=1)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
