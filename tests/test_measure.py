@@ -93,7 +93,8 @@ def test_models_take_turns(models, monkeypatch):
     monkeypatch.setattr(measure, "_runner", lambda candidate: lambda *shape: called.append((candidate.model, *shape)))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     rows = measure_latencies(candidates, [(2, 7)])
-    assert called == [("one", 2, 7), ("two", 2, 7)] * (2 + 5)
+    # Each is timed the second time.
+    assert called == [("one", 2, 7), ("one", 2, 7), ("two", 2, 7), ("two", 2, 7)] * (2 + 5)
     assert [(row["median_ms"], row["p95_ms"], row["rounds"]) for row in rows] == [(1000, 1000, 5)] * 2
     assert [row["sentences_a_second"] for row in compared(rows)] == [2, 2]
 
