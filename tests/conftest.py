@@ -106,10 +106,12 @@ def training_is_marked(request, monkeypatch):
         monkeypatch.setattr("bert_finetune.training.TaskTrainer.train", lambda *args, **kwargs: pytest.fail(untold))
 
 
-@pytest.fixture(autouse=True)
-def float32_by_default(monkeypatch):
-    """The tests' figures are the same on every machine."""
-    monkeypatch.setattr("bert_emd.arguments.has_bf16", lambda use_cpu: False)
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default():
+    """The tests' figures are the same on every machine, those of runs that several tests share too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_emd.arguments.has_bf16", lambda use_cpu: False)
+        yield
 
 
 @pytest.fixture(scope="session")
