@@ -23,12 +23,12 @@ fuzz: .venv/dev  ## damaged files for the readers, 100,000 each, and 200 kills o
 bench: .venv/run  ## what a step costs against the looped way, into benchmarks/; ARGS="--device cuda --output_dir DIR"
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-results: .venv/run  ## the experiment of docs/does-emd-help.md, which resumes, into results/; needs GLUE's CoLA
+results: .venv/run  ## the experiment of docs/does-emd-help.md, which resumes, into results/; needs GLUE's CoLA and STS-B
 	$(BIN)/python quickstart.py --data_only --full
 	mkdir -p model/raw/SST-2 && cp model/quickstart/data/*.tsv model/raw/SST-2
 	$(BIN)/python experiments/split_data.py --data_dir model/raw --tasks SST-2 --test_rows 2570 --train_rows 6500 \
 	  --output_dir model/splits
-	$(BIN)/python experiments/split_data.py --data_dir glue_data --tasks CoLA --output_dir model/splits
+	$(BIN)/python experiments/split_data.py --data_dir glue_data --tasks CoLA,STS-B --output_dir model/splits
 	$(BIN)/python experiments/run_suite.py plans/does-emd-help-beta.toml --output_dir model/does-emd-help-beta
 	$(BIN)/python experiments/run_suite.py plans/does-emd-help.toml --output_dir model/does-emd-help
 	$(BIN)/python experiments/compare_results.py model/does-emd-help --figure divergence agreement score \
