@@ -180,14 +180,21 @@ class TaskArguments:
         return nested if nested.exists() else Path(self.data_dir) / name
 
 
-def defaults_of_run(folder: str, task_args: TaskArguments, run: "RunArguments", *more: str) -> dict:
-    """How a finished model was trained, as far as it counts for looking at it in `run`, from the `args.json` beside it:
-    of the options that `task_args` remembers, and `more`."""
+def options_of_run(folder: str) -> dict:
+    """All options that a finished model was trained with, from the `args.json` beside it; empty where it is none of
+    these scripts'."""
     try:
         options = json.loads((Path(folder) / "args.json").read_text(encoding="utf-8"))["options"]
-        found = {name: options[name] for name in (*task_args.remembered, *more) if name in options}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # not a run of these scripts
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def defaults_of_run(folder: str, task_args: TaskArguments, run: "RunArguments", *more: str) -> dict:
+    """How a finished model was trained, as far as it counts for looking at it in `run`: of its options those that
+    `task_args` remembers, and `more`."""
+    options = options_of_run(folder)
+    found = {name: options[name] for name in (*task_args.remembered, *more) if name in options}
     if found.get("fp16") and not has_gpu(run):
         print(f"{folder}: trained in float16, which needs a GPU; looked at in float32")
         found["fp16"] = False

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from bert_finetune.arguments import TaskArguments
+from bert_finetune.arguments import TaskArguments, options_of_run
 from bert_finetune.command_line import plain_parser
 from bert_finetune.errors import InputError, reports_input_errors
-from bert_finetune.files import read_json
 
 
 @dataclass
@@ -51,7 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_known_args(argv)[0]
     if any(getattr(given, name) for name in _TRAINING):
         raise InputError("--train_file and --test_file: have no place here; give --validation_file, or --data_dir")
-    parser.set_defaults(**_of_training(Path(given.model), own_files=bool(given.validation_file)))
+    trained = options_of_run(given.model)
+    if not given.validation_file:
+        parser.set_defaults(task_name=trained.get("task_name"))
+    _, task_args = parser.dataclasses(argv)
+    # The precision of the training, which is remembered too, is no option of an export.
+    parser.set_defaults(**{name: trained[name] for name in task_args.remembered if name in trained and name in given})
     options, task_args = parser.dataclasses(argv)
     if not options.output_dir and not Path(options.model).is_dir():
         raise InputError(f"--output_dir is missing: {options.model} is no folder to put the export into")
@@ -63,16 +67,6 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"needs {error.name}: pip install -r requirements-deploy.txt") from error
     if not export(options, task_args):
         sys.exit(1)
-
-
-def _of_training(folder: Path, own_files: bool) -> dict:
-    """What the student was trained with, as far as its dev set is read by it; nothing where it was not trained here."""
-    if not (folder / "args.json").is_file():
-        return {}
-    options = read_json(folder / "args.json").get("options", {})
-    names = ["max_seq_length", "text_column", "label_column", "decimal", "merge_case", "delimiter"]
-    names = names if own_files else ["max_seq_length", "task_name"]
-    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 if __name__ == "__main__":

@@ -8,20 +8,10 @@ import onnx
 import pytest
 import torch
 from conftest import save_bert
-from glue_files import WORDS, rows, write_task
+from glue_files import rows, write_task
 from mishaps import full_disk, snapshot
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizer,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from test_narrow_student import SIZES, TEACHERS, VOCABULARY
+from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from bert_emd.emd_task_distill import main as distil
 from bert_finetune.glue import get_task
@@ -33,16 +23,9 @@ from deploy.export_student import main
 pytestmark = pytest.mark.slow
 
 RTE = get_task("RTE").kind.output_names
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48}
-ARCHITECTURES = {
-    "BERT": (BertForSequenceClassification, BertConfig, {}),
-    "DistilBERT": (DistilBertForSequenceClassification, DistilBertConfig, {"dim": 24, "hidden_dim": 48, "n_heads": 3}),
-    "RoBERTa": (RobertaForSequenceClassification, RobertaConfig, {"pad_token_id": 0}),
-    "ELECTRA": (ElectraForSequenceClassification, ElectraConfig, {"embedding_size": 16}),
+ARCHITECTURES = {name: TEACHERS[name] for name in ("BERT", "DistilBERT", "RoBERTa", "ELECTRA")} | {
     "MiniLM": (
-        BertForSequenceClassification,
-        BertConfig,
+        *TEACHERS["BERT"][:2],
         {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "initializer_range": 0.05},
     ),
 }
@@ -242,6 +225,17 @@ def test_names_that_are_missing_and_given(traced, world, data, tmp_path, exits_w
     (tmp_path / "dev.csv").write_text("text,label\nthe cat,bad\nthe dog,good\n")
     main([*map(str, own), "--class_names", "bad,good"])
     assert Classifier(tmp_path / "onnx").names == ["bad", "good"]
+
+
+def test_what_is_remembered_of_a_training_fits_the_file(traced, world, tmp_path):
+    """A delimiter is of .csv files, and this dev set is none; the precision of the training is no option here."""
+    student = shutil.copytree(world / "student", tmp_path / "student")
+    options = {"delimiter": ";", "text_column": "said", "label_column": "is", "max_seq_length": 24, "bf16": True}
+    (student / "args.json").write_text(json.dumps({"options": options}))
+    (tmp_path / "dev.tsv").write_text("is\tsaid\nentailment\tthe cat\nnot_entailment\tthe dog\n")
+    main(["--model", str(student), "--validation_file", str(tmp_path / "dev.tsv"), "--max_drop", "100"])
+    said = json.loads((student / "onnx/export.json").read_text())
+    assert (said["max_seq_length"], said["text_columns"]) == (24, ["said"])
 
 
 def test_an_architecture_that_cannot_be_traced(world, data, monkeypatch, exits_with_2):
