@@ -43,6 +43,7 @@ from bert_emd.student import make_projections
 from bert_emd.teacher_answers import Layout, TeacherCache
 from bert_finetune.data import load_split, tokenize
 from bert_finetune.files import write_atomically, write_json
+from bert_finetune.footprint import processor_name
 from bert_finetune.glue import get_task
 from bert_finetune.task_kinds import Classification
 
@@ -102,7 +103,7 @@ class Machine:
     def __str__(self) -> str:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-        return f"{_processor()}, {torch.get_num_threads()} threads"
+        return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 class ResidentMemory:
@@ -129,11 +130,6 @@ class ResidentMemory:
     @staticmethod
     def _now() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(": ")[1] if names else platform.processor()
 
 
 def layer_inputs(machine: Machine, student_layers: int, batch: int, length: int):

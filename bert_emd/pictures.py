@@ -22,9 +22,10 @@ _TITLES = {"attention": "attention scores", "hidden": "hidden states"}
 LETTER = 9 / 72  # inches that a line of letters takes
 # Intervals that a picture of a whole run shows; of a longer run several are drawn as one.
 _MOST_INTERVALS = 200
-# Line styles and greys, told apart in print.
+# Line styles, greys and markers, told apart in print.
 DASHES = ["-", "--", "-.", ":"]
 GREYS = ["0", "0.3", "0.55"]
+MARKERS = "osD^vPX*"
 
 
 def draw_flow(run: str | Path, path: str | Path) -> Figure:

@@ -1,5 +1,7 @@
 """Files written whole or not at all, also through a power cut; small ones read."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -68,6 +70,17 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, values: dict) -> None:
     write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+def as_csv(rows: list[dict], decimals: int = 6) -> str:
+    """Rows of the same names as CSV with a header; None is empty. Six decimals of a float hide no more than noise."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        rounded = {key: round(value, decimals) if isinstance(value, float) else value for key, value in row.items()}
+        writer.writerow(rounded)
+    return file.getvalue()
 
 
 def read_json(path: str | Path) -> dict:

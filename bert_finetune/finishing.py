@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from transformers import DataCollatorWithPadding, PreTrainedModel
 from transformers.integrations import TensorBoardCallback
@@ -19,7 +18,7 @@ from bert_finetune.footprint import measure_models
 from bert_finetune.model_card import CardRow, write_model_card
 from bert_finetune.outputs import forget_figures, forget_replaced_run
 from bert_finetune.run_arguments import RunArguments
-from bert_finetune.samplers import longest_first
+from bert_finetune.samplers import batches_longest_first
 from bert_finetune.submission import as_file
 from bert_finetune.training import Answers, TaskTrainer
 from bert_finetune.training_log import all_figures, format_figures, history
@@ -101,14 +100,9 @@ def figures_in_float32(trainer: TaskTrainer) -> dict[str, float]:
     model = trainer.accelerator.unwrap_model(trainer.classifier, keep_fp32_wrapper=False).eval()
     figures = {}
     for prefix, dataset in trainer.measured.items():
-        rows = dataset.select(longest_first(dataset))
-        batches = DataLoader(
-            rows,
-            trainer.args.per_device_eval_batch_size,
-            collate_fn=DataCollatorWithPadding(trainer.processing_class),
-        )
         logits, labels = [], []
-        for batch in batches:
+        size = trainer.args.per_device_eval_batch_size
+        for batch in batches_longest_first(dataset, trainer.processing_class, size):
             if "labels" in batch:
                 labels.append(batch.pop("labels"))
             logits.append(model(**batch.to(model.device)).logits.float().cpu())

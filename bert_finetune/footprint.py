@@ -1,5 +1,6 @@
 """What a model costs to keep and to run: parameters, bytes of weights, milliseconds a sentence."""
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +18,14 @@ class Footprint:
     parameters: int
     megabytes: float
     milliseconds: float | None
+
+
+def processor_name() -> str:
+    """What the machine calls its processor."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def measure_folders(folders: list[str | Path], sentences: list[str], batch_size: int = 32) -> list[Footprint]:

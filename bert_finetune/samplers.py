@@ -7,6 +7,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader, Sampler
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
@@ -57,6 +58,11 @@ def longest_first(dataset: Dataset) -> list[int]:
     """The examples' numbers, from the longest to the shortest."""
     lengths = _lengths(dataset)
     return sorted(range(len(lengths)), key=lambda k: -lengths[k])
+
+
+def batches_longest_first(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> DataLoader:
+    """All examples in padded batches, in the order of `longest_first`."""
+    return DataLoader(dataset.select(longest_first(dataset)), batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
 
 
 def _lengths(dataset: Dataset) -> list[int]:

@@ -238,8 +238,12 @@ READERS: dict[str, Callable[[Iterable[str], list[str]], Iterator[Line]]] = {
 
 def _open(path: Path) -> io.TextIOWrapper:
     # What is no UTF-8 becomes signs that no text has, so that the line it is in can be named.
-    newline = "" if path.suffix.lower() == ".csv" else None
+    newline = "" if _is_csv(path) else None
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
 
 
 def chunks(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
@@ -356,7 +360,7 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give one text, the two of a pair, or --input")
     if options.batch_size < 1 or (options.threads is not None and options.threads < 1):
         parser.error("--batch_size and --threads: give 1 or more")
-    if options.delimiter and not (len(options.delimiter) == 1 and options.input and options.input.suffix == ".csv"):
+    if options.delimiter and not (len(options.delimiter) == 1 and options.input and _is_csv(options.input)):
         parser.error("--delimiter: give one character, and a .csv file as --input")
     if options.output and options.input and options.output.exists() and options.output.samefile(options.input):
         parser.error(f"{options.output}: would replace the --input")

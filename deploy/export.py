@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.checkpoints import (
@@ -31,7 +30,7 @@ from bert_finetune.errors import InputError, writing
 from bert_finetune.files import flush, remove, rename, write_json
 from bert_finetune.glue import Task
 from bert_finetune.paths import command_for_others
-from bert_finetune.samplers import longest_first
+from bert_finetune.samplers import batches_longest_first, longest_first
 from bert_finetune.training_log import format_figures
 from deploy.classify import FLOAT, INT8
 from deploy.graph import (
@@ -162,10 +161,9 @@ def _logits(
     run: Callable[[Inputs], np.ndarray], data: Dataset, names: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> np.ndarray:
     """(examples, outputs), in the order of the dataset."""
-    order = longest_first(data)
-    rows = data.select(order).select_columns(names)
-    batches = DataLoader(rows, _BATCH, collate_fn=DataCollatorWithPadding(tokenizer))
-    return np.concatenate([run(dict(batch)) for batch in batches])[np.argsort(order)]
+    batches = batches_longest_first(data, tokenizer, _BATCH)
+    logits = [run({name: batch[name] for name in names}) for batch in batches]
+    return np.concatenate(logits)[np.argsort(longest_first(data))]
 
 
 def _figures(task: Task, dev: DevSet, logits: np.ndarray, student: dict[str, np.ndarray]) -> dict[str, float]:

@@ -66,7 +66,8 @@ def made_up_inputs(model: PreTrainedModel, names: list[str], rows: int, length: 
         mask[-1, (length + 1) // 2 :] = 0
     # Some architectures count positions from what is not padding.
     padding = model.config.pad_token_id or 0
-    ids = torch.where(mask.bool() & (ids != padding), ids, torch.where(mask.bool(), (padding + 1), padding))
+    ids[ids == padding] += 1
+    ids[mask == 0] = padding
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     return {name: inputs[name] for name in names}
 

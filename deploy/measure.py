@@ -9,8 +9,6 @@ all of them alike. Prints and writes costs.md, costs.csv, costs.json and a pictu
 """
 
 import argparse
-import csv
-import io
 import itertools
 import statistics
 import subprocess
@@ -21,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reading, reports_input_errors
-from bert_finetune.files import write_atomically, write_json
+from bert_finetune.files import as_csv, write_atomically, write_json
 
 # Rounds of each cell of the table of latencies: as many as fit into some seconds, within these bounds.
 _FEWEST, _MOST, _SECONDS = 5, 50, 6.0
@@ -91,13 +89,15 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
 
+    from bert_finetune.footprint import processor_name
+
     torch.set_num_threads(options.threads or torch.get_num_threads())
     shapes = list(itertools.product(options.batches, options.lengths))
     models = [describe(name, folder, options.lengths) for name, folder in _named(options.folders).items()]
     latencies = measure_latencies(candidates, shapes)
     costs = {
         "threads": torch.get_num_threads(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "models": models,
         "forms": [weigh(candidate, max(options.batches), max(options.lengths)) for candidate in candidates],
         "latencies": compared(latencies),
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     text = as_markdown(costs)
     write_json(options.output_dir / "costs.json", costs)
     write_atomically(options.output_dir / "costs.md", text)
-    write_atomically(options.output_dir / "costs.csv", as_csv(costs["latencies"]))
+    write_atomically(options.output_dir / "costs.csv", as_csv(costs["latencies"], decimals=4))
     draw_latencies(costs["latencies"], options.output_dir / "costs")
     print(text)
     print(f"written into {options.output_dir}: costs.md, costs.csv, costs.json, costs.png, costs.svg")
@@ -226,10 +226,11 @@ def _runner(candidate: Candidate) -> Callable[[int, int], None]:
         from deploy.graph import open_session
 
         session = open_session(candidate.file)
+        names = [found.name for found in session.get_inputs()]
 
         def run(batch: int, length: int) -> None:
             ids = np.ones((batch, length), np.int64)
-            session.run(["logits"], {found.name: ids for found in session.get_inputs()})
+            session.run(["logits"], dict.fromkeys(names, ids))
 
     return run
 
@@ -325,22 +326,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_csv(rows: list[dict]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows
-    )
-    return file.getvalue()
-
-
 def draw_latencies(rows: list[dict], path: Path) -> None:
     """A panel for each batch, milliseconds a sentence over the length, a line for each model in each form."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    from bert_emd.pictures import DASHES, GREYS, STYLE, save_picture
+    from bert_emd.pictures import DASHES, GREYS, MARKERS, STYLE, save_picture
 
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     lines = list(dict.fromkeys((row["model"], row["form"]) for row in rows))
@@ -353,7 +344,7 @@ def draw_latencies(rows: list[dict], path: Path) -> None:
                 panel.plot(
                     [row["length"] for row in own],
                     [row["median_ms"] / batch for row in own],
-                    marker="osD^vPX*"[k % 8],
+                    marker=MARKERS[k % len(MARKERS)],
                     markersize=4,
                     linestyle=DASHES[k % len(DASHES)],
                     color=GREYS[k % len(GREYS)],
@@ -365,15 +356,6 @@ def draw_latencies(rows: list[dict], path: Path) -> None:
         panels[0].set_ylabel("milliseconds a sentence")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         save_picture(figure, path)
-
-
-def _processor() -> str:
-    """What the machine calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "processor unknown"
 
 
 if __name__ == "__main__":

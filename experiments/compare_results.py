@@ -12,7 +12,7 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
-from bert_finetune.files import read_toml, write_atomically
+from bert_finetune.files import as_csv, read_toml, write_atomically
 from experiments.figures import SCORE
 from experiments.significance import MARGIN, RESAMPLES
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     options = read_options(argv)
 
     from experiments.comparison import begin_notes, choose_baseline, compare, state_notes
-    from experiments.comparison_tables import as_csv, differences, overview, run_rows, summary_rows, versions
+    from experiments.comparison_tables import differences, overview, run_rows, summary_rows, versions
     from experiments.finished_runs import find_runs
     from experiments.kept_runs import keep_runs
     from experiments.model_footprints import model_footprints

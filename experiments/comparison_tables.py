@@ -1,8 +1,5 @@
 """The tables of a comparison: for the reader (`ResultTable`), and as CSV a row for each run or for each summary."""
 
-import csv
-import io
-
 from experiments.comparison import TEACHER, Comparison, Summary
 from experiments.figures import all_figures_of, figures_of
 from experiments.finished_runs import FinishedRun, Unfinished
@@ -169,16 +166,6 @@ def summary_rows(comparison: Comparison, footprints: Footprints) -> list[dict]:
         row["speed_up"] = speed_up(footprints, summary.size, summary.method)
         rows.append(row)
     return rows
-
-
-def as_csv(rows: list[dict]) -> str:
-    """Floats to 6 decimals, which hides no more than binary noise; None is empty."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
-    return file.getvalue()
 
 
 def versions(runs: list[FinishedRun]) -> ResultTable:

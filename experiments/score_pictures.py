@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from bert_emd.pictures import DASHES, GREYS, STYLE, name_ends, save_picture
+from bert_emd.pictures import DASHES, GREYS, MARKERS, STYLE, name_ends, save_picture
 from experiments.comparison import Summary
 
 # Curves and their bands over seeds that can be told apart.
 MOST_CURVES = 3
-_MARKERS = "osD^vPX*"
 
 
 def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, score: str = "accuracy") -> Figure:
@@ -33,7 +32,7 @@ def draw_dev_scores(methods: dict[str, list[str | Path]], path: str | Path, scor
         axis = figure.subplots()
         axis.margins(x=0.02)
         for k, (name, (steps, scores)) in enumerate(found.items()):
-            grey, marker = GREYS[k % len(GREYS)], _MARKERS[k % len(_MARKERS)]
+            grey, marker = GREYS[k % len(GREYS)], MARKERS[k % len(MARKERS)]
             style = {"linestyle": DASHES[k % len(DASHES)], "color": grey}
             axis.plot(steps, scores.mean(axis=0), marker=marker, markersize=4, linewidth=1.4, label=name, **style)
             _draw_band(axis, steps, scores, **style)
@@ -114,7 +113,7 @@ def draw_accuracy_against_latency(
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
         axis = figure.subplots()
         for k, point in enumerate(zip(milliseconds, scores, strict=True)):
-            axis.plot(*point, _MARKERS[k % len(_MARKERS)], color="0", markersize=6)
+            axis.plot(*point, MARKERS[k % len(MARKERS)], color="0", markersize=6)
         axis.margins(0.15)
         axis.set_xlim(left=0)
         name_ends(axis, milliseconds, np.array(scores), list(names), height=2.8)
