@@ -28,54 +28,75 @@ def processor_name() -> str:
     return next(names, platform.processor())
 
 
-def measure_folders(folders: list[str | Path], sentences: list[str], batch_size: int = 32) -> list[Footprint]:
-    """The footprint of each model folder, timed on `sentences` in batches, tokenisation included.
-
-    Runs on the GPU where there is one.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in folders]
-    models = [AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device) for folder in folders]
-
-    def classify(model, tokenizer) -> None:
-        for k in range(0, len(sentences), batch_size):
-            inputs = tokenizer(sentences[k : k + batch_size], padding=True, truncation=True, return_tensors="pt")
-            model(**inputs.to(device)).logits.cpu()  # the copy waits for the GPU
-
-    works = [lambda m=m, t=t: classify(m, t) for m, t in zip(models, tokenizers, strict=True)]
-    return _footprints(models, works, len(sentences), repeats=5)
-
-
 def measure_models(models: list[PreTrainedModel], inputs: dict[str, torch.Tensor]) -> list[Footprint]:
     """The footprint of each model in evaluation mode, timed on one batch of `inputs` on the models' device."""
-    works = [lambda m=m: m(**inputs).logits.cpu() for m in models]
     training = [model.training for model in models]
     for model in models:
         model.eval()
     try:
-        return _footprints(models, works, len(inputs["input_ids"]), repeats=3)
+        times = time_in_turns([classifying(model, inputs) for model in models], most=3)
     finally:
         for model, mode in zip(models, training, strict=True):
             model.train(mode)
-
-
-@torch.inference_mode()
-def _footprints(
-    models: list[PreTrainedModel], works: list[Callable[[], object]], sentences: int, repeats: int
-) -> list[Footprint]:
-    # The models take turns and the median counts: what else the machine does then hits all of them alike.
-    seconds = [[_seconds(work) for work in works] for _ in range(1 + repeats)][1:]
+    sentences = len(inputs["input_ids"])
     return [
-        Footprint(
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            megabytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6,
-            milliseconds=1000 * statistics.median(times) / sentences,
-        )
-        for model, times in zip(models, zip(*seconds, strict=True), strict=True)
+        footprint(model, 1000 * statistics.median(taken) / sentences)
+        for model, taken in zip(models, times, strict=True)
     ]
 
 
+def footprint(model: PreTrainedModel, milliseconds: float) -> Footprint:
+    """Of a model that takes so long for a sentence."""
+    parameters = list(model.parameters())
+    return Footprint(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        megabytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e6,
+        milliseconds=milliseconds,
+    )
+
+
+def classifying(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """What runs a model on a batch, to be timed."""
+
+    @torch.inference_mode()
+    def work() -> None:
+        model(**inputs).logits.cpu()  # the copy waits for the GPU
+
+    return work
+
+
+def classifying_texts(
+    folder: str | Path, texts: list[str], batch_size: int = 32
+) -> tuple[PreTrainedModel, Callable[[], object]]:
+    """The model in a folder, and what runs it on all `texts` in batches, tokenisation included; on the GPU where there
+    is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
+
+    def work() -> None:
+        for k in range(0, len(texts), batch_size):
+            inputs = tokenizer(texts[k : k + batch_size], padding=True, truncation=True, return_tensors="pt")
+            classifying(model, inputs.to(device))()
+
+    return model, work
+
+
+def time_in_turns(works: list[Callable[[], object]], most: int = 50, seconds: float = 6.0) -> list[list[float]]:
+    """Seconds that each of `works` takes, once for each round.
+
+    In a round all take turns, so that what else the machine does hits all of them alike; each is timed the second time,
+    its threads awake and its weights in the cache, as in a server that runs nothing else. After a warm-up come as many
+    rounds as fit into `seconds`, 5 or more, `most` at most.
+    """
+    once = sum(map(_seconds, works))  # slower than the rest
+    once = min(once, sum(map(_seconds, works)))
+    rounds = min(most, max(5, int(seconds / (2 * once))))
+    return list(map(list, zip(*([_seconds(work) for work in works] for _ in range(rounds)), strict=True)))
+
+
 def _seconds(work: Callable[[], object]) -> float:
+    work()
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

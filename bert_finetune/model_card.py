@@ -12,6 +12,7 @@ from bert_finetune.footprint import Footprint
 from bert_finetune.glue import Task
 from bert_finetune.paths import command_for_others, for_others
 
+_HOW = "## How it was made"
 # How a card of ours is told from a README that the user wrote.
 _MARK = "<!-- written at the end of a run; a README.md without this line is left alone -->"
 
@@ -57,7 +58,7 @@ def write_model_card(
     text.append(f'classify = pipeline("text-classification", model="{for_others(folder)}")')
     example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
     text += [f"classify({example})", "```", ""]
-    text += ["## How it was made", "", "```", command_for_others(run["command"]), "```", "", f"Seed {run['seed']}."]
+    text += [_HOW, "", "```", command_for_others(run["command"]), "```", "", f"Seed {run['seed']}."]
     text += [
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".",
         "",
@@ -72,6 +73,20 @@ def name_in_card(folder: Path, name: str) -> None:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if _MARK in text:
         write_atomically(path, re.sub(r'(pipeline\("text-classification", model=)"[^"]*"', rf'\1"{name}"', text))
+
+
+def put_section(folder: Path, title: str, lines: list[str]) -> bool:
+    """Put a section into a card of ours, ahead of how the model was made, in place of one of that title. Returns
+    whether there is such a card."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if _MARK not in text or _HOW not in text:
+        return False
+    before, how = text.split(_HOW, 1)
+    before = before.split(f"## {title}\n", 1)[0]
+    section = "\n".join([f"## {title}", "", *lines, "", ""])
+    write_atomically(path, before + section + _HOW + how)
+    return True
 
 
 def _subject(task: Task) -> str:

@@ -3,10 +3,12 @@
 import datetime
 import shlex
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,27 +30,30 @@ from bert_finetune.data import load_datasets
 from bert_finetune.digests import file_digest
 from bert_finetune.errors import InputError, writing
 from bert_finetune.files import flush, remove, rename, write_json
+from bert_finetune.footprint import footprint, processor_name, time_in_turns
 from bert_finetune.glue import Task
+from bert_finetune.model_card import put_section
 from bert_finetune.paths import command_for_others
 from bert_finetune.samplers import batches_longest_first, longest_first
 from bert_finetune.training_log import format_figures
-from deploy.classify import FLOAT, INT8
+from deploy.card import card_section
+from deploy.classify import FLOAT, INT8, files_of
+from deploy.formats import FORMATS
 from deploy.graph import (
-    QUANTIZATIONS,
     TOLERANCE,
-    Quantization,
+    Inputs,
     input_names,
     largest_difference,
-    open_session,
+    made_up_inputs,
+    open_graph,
     quantize,
-    run_session,
     write_onnx,
+    write_openvino,
 )
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
 _BATCH = 64
-
-Inputs = dict[str, torch.Tensor]
+# Times are of a batch of so many sentences and tokens.
+_TIMED = 8, 64
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,14 @@ class DevSet:
 
 
 def export(options, task_args: TaskArguments) -> bool:
-    """Write the export's folder. Returns whether int8 has been found to lose no more than `options.max_drop`.
+    """Write the export's folder, and its figures into the model's card. Returns whether int8, where the format has it,
+    has been found to lose no more than `options.max_drop`.
 
     options: `ExportArguments`. Raises InputError for a model or a dev set that cannot be used, and for a graph that
     does not compute what PyTorch does.
     """
     name, option = options.model, "--model"
-    target = Path(options.output_dir or Path(name) / "onnx")
+    target = Path(options.output_dir or Path(name) / FORMATS[options.format].folder)
     if target.exists() and not (target / "export.json").is_file():
         raise InputError(f"{target}: is there already, and no export; move it, or choose another --output_dir")
     config = load_config(name, option)
@@ -93,13 +99,15 @@ def export(options, task_args: TaskArguments) -> bool:
     with writing(target):
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".exporting-"))
         try:
-            found = _export_into(aside, model, tokenizer, task, dev, task_args.max_seq_length, options)
+            said = _export_into(aside, model, tokenizer, task, dev, task_args.max_seq_length, options)
             _replace(aside, target)
         finally:
             if aside.exists():
                 shutil.rmtree(aside)
     print(f"exported into {target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
-    return found
+    if target.parent.resolve() == Path(name).resolve() and put_section(Path(name), *card_section(target, task, said)):
+        print(f"{Path(name) / 'README.md'}: has its figures now")
+    return "int8" in said["figures"] or not FORMATS[options.format].quantizations
 
 
 def _export_into(
@@ -110,11 +118,16 @@ def _export_into(
     dev: list[DevSet],
     max_seq_length: int,
     options,
-) -> bool:
+) -> dict:
+    """Write an export's files. Returns what its export.json says."""
+    form = FORMATS[options.format]
     names = input_names(model, tokenizer)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     opset = write_onnx(model, names, folder / FLOAT)
+    if form.file != FLOAT:
+        write_openvino(folder / FLOAT, folder / form.file)
+        (folder / FLOAT).unlink()
 
     @torch.inference_mode()
     def in_torch(inputs: Inputs) -> np.ndarray:
@@ -123,38 +136,60 @@ def _export_into(
     def answers(run: Callable[[Inputs], np.ndarray]) -> dict[str, np.ndarray]:
         return {one.name: _logits(run, one.data, names, tokenizer) for one in dev}
 
-    def in_graph(path: Path) -> dict[str, np.ndarray]:
-        session = open_session(path)
-        return answers(lambda inputs: run_session(session, inputs))
-
-    student, float_graph = answers(in_torch), in_graph(folder / FLOAT)
+    forms = {"torch": in_torch, "float": open_graph(folder / form.file)}
+    student, float_graph = (answers(run) for run in forms.values())
     difference = max(float(np.abs(student[one.name] - float_graph[one.name]).max()) for one in dev)
-    difference = max(difference, largest_difference(model, folder / FLOAT, names, longest_input(model.config)))
+    difference = max(difference, largest_difference(model, folder / form.file, names, longest_input(model.config)))
     if not difference <= TOLERANCE:
-        raise InputError(f"{FLOAT}: its logits differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:.0e}")
-    print(f"{FLOAT}: logits differ from PyTorch's by {difference:.1e} at most, on the dev set and on odd shapes")
+        raise InputError(f"{form.file}: logits differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:.0e}")
+    print(f"{form.file}: logits differ from PyTorch's by {difference:.1e} at most, on the dev set and on odd shapes")
 
     def figures(logits: dict[str, np.ndarray]) -> dict[str, float]:
         return {key: value for one in dev for key, value in _figures(task, one, logits[one.name], student).items()}
 
     results = {"torch": figures(student), "float": figures(float_graph)}
     _say("PyTorch", results["torch"])
-    _say(FLOAT, results["float"])
+    _say(form.file, results["float"])
     chosen = None
-    for way in QUANTIZATIONS[1 if options.per_channel else 0 :]:
+    for way in form.quantizations[1 if options.per_channel else 0 :]:
         quantize(folder / FLOAT, folder / INT8, way)
-        results["int8"] = figures(in_graph(folder / INT8))
-        drop = _drop(task, dev, results["torch"], results["int8"])
-        _say(f"{INT8}, {way.what}", results["int8"])
+        int8 = open_graph(folder / INT8)
+        found = figures(answers(int8))
+        drop = _drop(task, dev, results["torch"], found)
+        _say(f"{INT8}, {way.what}", found)
         if drop <= options.max_drop:
-            chosen = way
+            chosen, forms["int8"], results["int8"] = way, int8, found
             break
         print(f"{task.metric} falls by {drop:.2f} points, more than --max_drop {options.max_drop:g}", file=sys.stderr)
-    if chosen is None:
+    if form.quantizations and chosen is None:
         (folder / INT8).unlink()
         print(f"int8 loses too much in every way: only {FLOAT} is kept", file=sys.stderr)
-    _describe(folder, task, max_seq_length, opset, difference, results, chosen)
-    return chosen is not None
+    shape = _TIMED[0], min(_TIMED[1], longest_input(model.config))
+    inputs = made_up_inputs(model, names, *shape)
+    seconds = time_in_turns([partial(run, inputs) for run in forms.values()], seconds=2)
+    each = [1000 * statistics.median(taken) / shape[0] for taken in seconds]
+    written = {what: file for what, file in (("float", form.file), ("int8", INT8)) if what in forms}
+    said = {
+        "exported": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": command_for_others(shlex.join([sys.executable, *sys.argv])),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", *form.packages)},
+        "opset": opset,
+        "max_seq_length": max_seq_length,
+        "task": task.name,
+        "text_columns": list(task.columns),
+        "metric": task.metric,
+        "largest_difference": difference,
+        "quantization": chosen and chosen.what,
+        "files": written,
+        "figures": results,
+        "megabytes": {"torch": footprint(model, each[0]).megabytes}
+        | {what: sum(path.stat().st_size for path in files_of(folder / file)) / 1e6 for what, file in written.items()},
+        "milliseconds": dict(zip(forms, each, strict=True)),
+        "timed": f"{shape[0]} x {shape[1]} made-up tokens, {torch.get_num_threads()} threads of {processor_name()}",
+        "sha256": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
+    }
+    write_json(folder / "export.json", said)
+    return said
 
 
 def _logits(
@@ -197,36 +232,6 @@ def _teacher_logits(folder: Path, split: str, data: Dataset) -> np.ndarray | Non
         arrays = {key.removeprefix(f"{split}/" if split else ""): kept[key] for key in kept.files}
     same = np.array_equal(arrays.get("labels"), np.array(data["labels"]))
     return arrays.get("teacher_logits") if same else None
-
-
-def _describe(
-    folder: Path,
-    task: Task,
-    max_seq_length: int,
-    opset: int,
-    difference: float,
-    results: dict[str, dict[str, float]],
-    way: Quantization | None,
-) -> None:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    write_json(
-        folder / "export.json",
-        {
-            "exported": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": command_for_others(shlex.join([sys.executable, *sys.argv])),
-            "versions": {name: version(name) for name in _PACKAGES},
-            "opset": opset,
-            "max_seq_length": max_seq_length,
-            "task": task.name,
-            "text_columns": list(task.columns),
-            "metric": task.metric,
-            "largest_difference": difference,
-            "quantization": way and way.what,
-            "megabytes": {path.name: path.stat().st_size / 1e6 for path in files if path.suffix == ".onnx"},
-            "figures": {name: found for name, found in results.items() if name != "int8" or way},
-            "sha256": {path.name: file_digest(path) for path in files},
-        },
-    )
 
 
 def _replace(aside: Path, target: Path) -> None:

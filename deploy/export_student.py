@@ -4,20 +4,24 @@
     python deploy/export_student.py --model my-small-classifier --validation_file dev.csv --text_column review
 
 writes `<model>/onnx/`: model.onnx, model_quantized.onnx, the configuration with the classes' names, the tokenizer, and
-export.json with versions, checksums and all figures. --model is a folder of either training script, which knows its
-task, or any classifier of transformers', in a folder or on the hub. What it needs on top of requirements.txt is in
-requirements-deploy.txt.
+export.json with versions, checksums and all figures; the model's card gets their table. --model is a folder of either
+training script, which knows its task, or any classifier of transformers', in a folder or on the hub. What it needs on
+top of requirements.txt is in requirements-deploy.txt. --format openvino writes `<model>/openvino/`, a model of float32
+alone, and needs requirements-openvino.txt.
 """
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
 from bert_finetune.arguments import TaskArguments, options_of_run
 from bert_finetune.command_line import plain_parser
 from bert_finetune.errors import InputError, reports_input_errors
+from deploy.formats import FORMATS
 
 
 @dataclass
@@ -25,7 +29,8 @@ class ExportArguments:
     """What to export, and how much int8 may cost."""
 
     model: str = HfArg(help="The student: a folder, or a name on the hub.")
-    output_dir: str | None = HfArg(default=None, help="Where the export goes; left out, <model>/onnx.")
+    output_dir: str | None = HfArg(default=None, help="Where the export goes; left out, <model>/<format>.")
+    format: Literal["onnx", "openvino"] = HfArg(default="onnx", help="What is written; openvino only in float32.")
     max_drop: float = HfArg(
         default=1.0,
         help="How many points of the task's figure int8 may lose on the dev set. Beyond, finer ways are tried, a scale "
@@ -37,6 +42,8 @@ class ExportArguments:
     def __post_init__(self):
         if not self.max_drop >= 0:
             raise InputError(f"--max_drop {self.max_drop}: must be 0 or more points")
+        if self.per_channel and not FORMATS[self.format].quantizations:
+            raise InputError(f"--per_channel: --format {self.format} has no int8")
 
 
 # Options of a task that have no meaning here.
@@ -59,12 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     options, task_args = parser.dataclasses(argv)
     if not options.output_dir and not Path(options.model).is_dir():
         raise InputError(f"--output_dir is missing: {options.model} is no folder to put the export into")
-    try:
-        from deploy.export import export
-    except ImportError as error:
-        if error.name not in ("onnx", "onnxruntime", "onnxscript"):
-            raise
-        raise InputError(f"needs {error.name}: pip install -r requirements-deploy.txt") from error
+    wanted = FORMATS[options.format]
+    for package in wanted.packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"needs {package}: pip install -r {wanted.requirements}")
+
+    from deploy.export import export
+
     if not export(options, task_args):
         sys.exit(1)
 

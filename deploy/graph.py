@@ -5,40 +5,24 @@ import errno
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from google.protobuf.message import DecodeError
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError, reason
+from deploy.classify import ENGINES
+from deploy.formats import Quantization
+
+Inputs = dict[str, torch.Tensor]
 
 # What logits of the graph may differ from PyTorch's, in float32.
 TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """A way to int8 weights. `what` it is; per_channel: a scale for each output of a matrix, and not for all; kept: the
-    embeddings and the head stay in float."""
-
-    what: str
-    per_channel: bool = False
-    kept: bool = False
-
-
-# From the smallest and fastest on.
-QUANTIZATIONS = (
-    Quantization("one scale for each matrix"),
-    Quantization("a scale for each channel", per_channel=True),
-    Quantization("a scale for each channel, embeddings and head in float", per_channel=True, kept=True),
-)
 
 
 class _Logits(torch.nn.Module):
@@ -58,7 +42,7 @@ def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     return [name for name in tokenizer.model_input_names if name in taken]
 
 
-def made_up_inputs(model: PreTrainedModel, names: list[str], rows: int, length: int) -> dict[str, torch.Tensor]:
+def made_up_inputs(model: PreTrainedModel, names: list[str], rows: int, length: int) -> Inputs:
     """A batch (rows, length) of tokens drawn at random; the last of several rows is half padding."""
     ids = torch.randint(min(model.config.vocab_size, 1000), (rows, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -102,6 +86,13 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> int:
     return next(found.version for found in onnx.load(path).opset_import if not found.domain)
 
 
+def write_openvino(source: Path, target: Path) -> None:
+    """Write an ONNX graph as an OpenVINO model, its weights in a .bin file beside it, in float32."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=False)
+
+
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without what the exporter says of itself."""
@@ -114,28 +105,20 @@ def _quietly() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A graph, ready to run on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait for more by spinning take the cores from PyTorch, which runs in turns with it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def run_session(session: onnxruntime.InferenceSession, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """The logits of a batch."""
-    return session.run(["logits"], {name: values.numpy() for name, values in inputs.items()})[0]
+def open_graph(path: Path) -> Callable[[Inputs], np.ndarray]:
+    """What computes a batch's logits with a written graph, in as many threads as PyTorch, with which it takes turns:
+    so they do not spin."""
+    graph = ENGINES[path.suffix].open(path, torch.get_num_threads(), spin=False)
+    return lambda inputs: graph({name: values.numpy() for name, values in inputs.items()})
 
 
 @torch.inference_mode()
 def largest_difference(model: PreTrainedModel, path: Path, names: list[str], longest: int) -> float:
     """Between a graph's logits and the model's, over shapes that graphs go wrong at."""
-    session, found = open_session(path), []
+    graph, found = open_graph(path), []
     for rows, length in ((1, 1), (1, 7), (2, 16), (3, min(128, longest)), (1, longest)):
         inputs = made_up_inputs(model, names, rows, min(length, longest))
-        found.append(np.abs(run_session(session, inputs) - model(**inputs).logits.numpy()).max())
+        found.append(np.abs(graph(inputs) - model(**inputs).logits.numpy()).max())
     return float(max(found))
 
 

@@ -1,6 +1,6 @@
 """What models cost to keep and to run, side by side: in PyTorch, and exported where an export lies beside them.
 
-    python deploy/measure.py model/SST-2/teacher model/SST-2/student --output_dir model/SST-2/costs
+    python deploy/measure.py model/SST-2/teacher model/SST-2/student
 
 The first model is what the others are compared with. Parameters, embeddings apart; floating point operations of a
 sentence; bytes on disk; seconds to load and the most memory, each in a process of its own; latency at several batches
@@ -9,20 +9,18 @@ all of them alike. Prints and writes costs.md, costs.csv, costs.json and a pictu
 """
 
 import argparse
+import importlib.util
 import itertools
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reading, reports_input_errors
 from bert_finetune.files import as_csv, write_atomically, write_json
-
-# Rounds of each cell of the table of latencies: as many as fit into some seconds, within these bounds.
-_FEWEST, _MOST, _SECONDS = 5, 50, 6.0
+from deploy.classify import ENGINES, FLOAT, INT8, OPENVINO, files_of
 
 # In a process of its own: how long loading takes, and the most memory up to the end of one batch. Prints both.
 _LOAD_TORCH = """
@@ -39,33 +37,47 @@ with torch.inference_mode():
     model(input_ids=ids, attention_mask=ids)
 print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-_LOAD_ONNX = """
-import resource, sys, time
-import numpy, onnxruntime
+_LOAD_GRAPH = """
+import importlib, resource, sys, time
+from pathlib import Path
+import numpy
+from deploy.classify import ENGINES
+
+path = Path(sys.argv[1])
+engine = ENGINES[path.suffix]
+importlib.import_module(engine.package)
 begin = time.perf_counter()
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+graph = engine.open(path)
 seconds = time.perf_counter() - begin
 ids = numpy.ones((int(sys.argv[2]), int(sys.argv[3])), numpy.int64)
-session.run(["logits"], {found.name: ids for found in session.get_inputs()})
+graph(dict.fromkeys(graph.inputs, ids))
 print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form that a model is run in: where its file lies in the model's folder, and what a process of its own does."""
+    """A form that a model is run in: where its file lies in the model's folder, what a process of its own does, and in
+    PyTorch (else empty) the type of its weights."""
 
     name: str
     file: str
     program: str
     dtype: str = ""
 
+    def is_there(self, folder: Path) -> bool:
+        """Whether the model is there in this form, and what runs it is installed."""
+        file = folder / self.file
+        needed = ENGINES[file.suffix].package if file.suffix in ENGINES else "torch"
+        return file.is_file() and importlib.util.find_spec(needed) is not None
+
 
 FORMS = (
     Form("PyTorch float32", "model.safetensors", _LOAD_TORCH, "float32"),
     Form("PyTorch bfloat16", "model.safetensors", _LOAD_TORCH, "bfloat16"),
-    Form("ONNX float32", "onnx/model.onnx", _LOAD_ONNX),
-    Form("ONNX int8", "onnx/model_quantized.onnx", _LOAD_ONNX),
+    Form("ONNX float32", f"onnx/{FLOAT}", _LOAD_GRAPH),
+    Form("ONNX int8", f"onnx/{INT8}", _LOAD_GRAPH),
+    Form("OpenVINO float32", f"openvino/{OPENVINO}", _LOAD_GRAPH),
 )
 
 
@@ -119,8 +131,9 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", default="1,8,32", help="sentences at once (1,8,32)")
     parser.add_argument("--lengths", default="16,32,128", help="tokens of a sentence (16,32,128)")
     parser.add_argument("--threads", type=int, help="of each model (default: PyTorch's own choice)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the tables and the picture go")
+    parser.add_argument("--output_dir", type=Path, help="where all goes (default: costs, in the last folder)")
     options = parser.parse_args(argv)
+    options.output_dir = options.output_dir or options.folders[-1] / "costs"
     for name in ("batches", "lengths"):
         try:
             numbers = [int(number) for number in getattr(options, name).split(",")]
@@ -154,7 +167,7 @@ def find_candidates(folders: list[Path], longest: int) -> list[Candidate]:
         positions = longest_input(load_config(str(folder), "model"))
         if longest > positions:
             raise InputError(f"--lengths {longest}: {folder} has only {positions} positions")
-        found += [Candidate(name, folder, form) for form in FORMS if (folder / form.file).is_file()]
+        found += [Candidate(name, folder, form) for form in FORMS if form.is_there(folder)]
     return found
 
 
@@ -193,8 +206,8 @@ def describe(name: str, folder: Path, lengths: list[int]) -> dict:
 
 def weigh(candidate: Candidate, batch: int, length: int) -> dict:
     """Megabytes on disk, seconds to load, and the most memory up to the end of a batch, in a process of its own."""
-    arguments = [str(candidate.file if candidate.form.file.endswith(".onnx") else candidate.folder), batch, length]
-    arguments += [candidate.form.dtype] if candidate.form.dtype else []
+    in_torch = [candidate.form.dtype] if candidate.form.dtype else []
+    arguments = [candidate.folder if in_torch else candidate.file, batch, length, *in_torch]
     command = [sys.executable, "-c", candidate.form.program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -203,48 +216,46 @@ def weigh(candidate: Candidate, batch: int, length: int) -> dict:
     return {
         "model": candidate.model,
         "form": candidate.form.name,
-        "megabytes": candidate.file.stat().st_size / 1e6,
+        "megabytes": sum(path.stat().st_size for path in files_of(candidate.file)) / 1e6,
         "load_seconds": seconds,
         "peak_megabytes": peak * 1024 / 1e6,
     }
 
 
-def _runner(candidate: Candidate) -> Callable[[int, int], None]:
-    """What runs a batch of so many sentences and tokens."""
+def _runner(candidate: Candidate) -> Callable[[int, int], Callable[[], object]]:
+    """What makes a batch of so many sentences and tokens, to be run."""
     import torch
 
     if candidate.form.dtype:
+        from bert_finetune.footprint import classifying
+
         model = _load(candidate.folder, candidate.form.dtype)
 
-        def run(batch: int, length: int) -> None:
+        def make(batch: int, length: int) -> Callable[[], object]:
             ids = torch.ones(batch, length, dtype=torch.long)
-            with torch.inference_mode():
-                model(input_ids=ids, attention_mask=ids)
+            return classifying(model, {"input_ids": ids, "attention_mask": ids})
     else:
         import numpy as np
 
-        from deploy.graph import open_session
+        # Threads that wait by spinning take the cores from the other models, which have their turns in this process.
+        graph = ENGINES[candidate.file.suffix].open(candidate.file, torch.get_num_threads(), spin=False)
 
-        session = open_session(candidate.file)
-        names = [found.name for found in session.get_inputs()]
+        def make(batch: int, length: int) -> Callable[[], object]:
+            inputs = dict.fromkeys(graph.inputs, np.ones((batch, length), np.int64))
+            return lambda: graph(inputs)
 
-        def run(batch: int, length: int) -> None:
-            ids = np.ones((batch, length), np.int64)
-            session.run(["logits"], dict.fromkeys(names, ids))
-
-    return run
+    return make
 
 
 def measure_latencies(candidates: list[Candidate], shapes: list[tuple[int, int]]) -> list[dict]:
     """Milliseconds of a batch, in turns: a row for each candidate and shape, with the number of `rounds`."""
+    from bert_finetune.footprint import time_in_turns
+
     runners = [_runner(candidate) for candidate in candidates]
     rows = []
     for batch, length in shapes:
-        once = sum(_seconds(run, batch, length) for run in runners)  # a first warm-up, which is slower than the rest
-        once = min(once, sum(_seconds(run, batch, length) for run in runners))
-        rounds = min(_MOST, max(_FEWEST, int(_SECONDS / once)))
-        taken = [[_seconds(run, batch, length) for run in runners] for _ in range(rounds)]
-        for candidate, seconds in zip(candidates, zip(*taken, strict=True), strict=True):
+        times = time_in_turns([make(batch, length) for make in runners])
+        for candidate, seconds in zip(candidates, times, strict=True):
             milliseconds = sorted(1000 * value for value in seconds)
             rows.append(
                 {
@@ -254,17 +265,10 @@ def measure_latencies(candidates: list[Candidate], shapes: list[tuple[int, int]]
                     "length": length,
                     "median_ms": statistics.median(milliseconds),
                     "p95_ms": milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))],
-                    "rounds": rounds,
+                    "rounds": len(milliseconds),
                 }
             )
     return rows
-
-
-def _seconds(run: Callable[[int, int], None], batch: int, length: int) -> float:
-    run(batch, length)  # its threads awake, and its weights in the cache, as in a server that runs nothing else
-    begin = time.perf_counter()
-    run(batch, length)
-    return time.perf_counter() - begin
 
 
 def compared(rows: list[dict]) -> list[dict]:
@@ -283,7 +287,14 @@ def compared(rows: list[dict]) -> list[dict]:
 def as_markdown(costs: dict) -> str:
     """Three tables: models, their forms, latencies."""
     lengths = list(costs["models"][0]["flops"])
+    batch, length = (max(row[name] for row in costs["latencies"]) for name in ("batch", "length"))
+    speed_ups = {
+        row["model"]: row["speed_up"]
+        for row in costs["latencies"]
+        if (row["form"], row["batch"], row["length"]) == (FORMS[0].name, batch, length)
+    }
     header = ["model", "layers x width", "parameters", "embeddings", *(f"GFLOPs at {k} tokens" for k in lengths)]
+    header.append(f"speed-up at {batch} x {length}")
     models = [
         [
             row["model"],
@@ -291,6 +302,7 @@ def as_markdown(costs: dict) -> str:
             f"{row['parameters'] / 1e6:.2f}M",
             f"{row['embeddings'] / 1e6:.2f}M",
             *(f"{row['flops'][k] / 1e9:.3f}" for k in lengths),
+            f"{speed_ups[row['model']]:.1f} x",
         ]
         for row in costs["models"]
     ]

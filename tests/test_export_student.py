@@ -74,12 +74,12 @@ def test_one_file_with_named_axes_for_all_shapes(exported):
     typed = model.config.model_type != "distilbert"
     inputs = {"input_ids", "attention_mask"} | ({"token_type_ids"} if typed else set())
     assert axes == {name: ["batch", "sequence"] for name in inputs} | {"logits": ["batch", 2]}
-    session = exporting.open_session(exported / "onnx/model.onnx")
+    graph = graphs.open_graph(exported / "onnx/model.onnx")
     for rows_, length in ((1, 1), (5, 3), (2, 64)):
         given = graphs.made_up_inputs(model, sorted(inputs), rows_, length)
         with torch.no_grad():
             expected = model(**given).logits.numpy()
-        np.testing.assert_allclose(exporting.run_session(session, given), expected, atol=1e-5)
+        np.testing.assert_allclose(graph(given), expected, atol=1e-5)
 
 
 def test_what_it_says_of_itself(exported):
@@ -89,7 +89,8 @@ def test_what_it_says_of_itself(exported):
     assert said["figures"]["float"]["eval_student_agreement"] == 1
     assert said["figures"]["int8"]["eval_student_agreement"] > 0.7
     assert set(said["sha256"]) == {path.name for path in (exported / "onnx").iterdir()} - {"export.json"}
-    assert said["megabytes"]["model_quantized.onnx"] < said["megabytes"]["model.onnx"]
+    assert said["megabytes"]["int8"] < said["megabytes"]["float"]
+    assert set(said["milliseconds"]) == {"torch", "float", "int8"} and min(said["milliseconds"].values()) > 0
     assert str(exported.parent) not in said["command"]
 
 
@@ -122,6 +123,23 @@ def test_a_run_s_student_knows_its_task_and_its_teacher(teacher, glue_dir, tmp_p
         assert said["figures"]["float"][f"eval_{name}"] == pytest.approx(trained[f"eval_{name}"], abs=1e-5)
     assert (said["task"], said["max_seq_length"]) == ("RTE", 32)
     assert f"exported into {out / 'onnx'}: config.json, export.json, model.onnx" in capsys.readouterr().out
+    figures = said["figures"]["int8"]
+    card = (out / "README.md").read_text()
+    assert card.count("## Exported") == 1 and card.index("## Exported") < card.index("## How it was made")
+    row = next(line for line in card.splitlines() if line.startswith("| `model_quantized.onnx` |"))
+    assert f"| {figures['eval_accuracy']:.4f} |" in row and f"| {figures['eval_divergence']:.4f} |" in row
+    assert f"| {said['megabytes']['int8']:.1f} | {said['milliseconds']['int8']:.2f} |" in row
+
+    # Once more, as an OpenVINO model: its figures take the place of these.
+    main(["--model", str(out), "--data_dir", str(glue_dir), "--format", "openvino"])
+    card = (out / "README.md").read_text()
+    assert card.count("## Exported") == 1 and "| `openvino_model.xml` |" in card and "model_quantized" not in card
+    in_torch, in_openvino = json.loads((out / "openvino/export.json").read_text())["figures"].values()
+    assert in_torch == pytest.approx(in_openvino, abs=1e-5)
+    pairs = [(row[1], row[2]) for row in rows("RTE", "dev", 12)]
+    answers = [Classifier(out / folder, file)(pairs) for folder, file in (("onnx", "model.onnx"), ("openvino", None))]
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +268,15 @@ def test_an_architecture_that_cannot_be_traced(world, data, monkeypatch, exits_w
 
 
 def test_a_graph_that_computes_something_else_is_not_written(traced, world, data, monkeypatch, exits_with_2):
-    original = exporting.run_session
-    monkeypatch.setattr(exporting, "run_session", lambda *args: original(*args) + 2e-4)
+    original = exporting.open_graph
+
+    def wrong(path):
+        graph = original(path)
+        return lambda inputs: graph(inputs) + 2e-4
+
+    monkeypatch.setattr(exporting, "open_graph", wrong)
     line = exits_with_2(main, *command(world / "student", data))
-    assert "model.onnx: its logits differ from PyTorch's by 2.0e-04, more than 1e-04" in line
+    assert "model.onnx: logits differ from PyTorch's by 2.0e-04, more than 1e-04" in line
     assert not (world / "student/onnx").exists()
 
 

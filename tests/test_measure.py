@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,10 @@ import warm
 from test_export_student import RTE, save
 from transformers import BertConfig, BertForSequenceClassification
 
+from bert_finetune import footprint
 from deploy import graph, measure
-from deploy.measure import FORMS, Candidate, compared, find_candidates, main, measure_latencies
+from deploy.formats import QUANTIZATIONS
+from deploy.measure import FORMS, Candidate, compared, find_candidates, main, measure_latencies, read_options
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +28,9 @@ def models(tmp_path_factory):
     names = ["input_ids", "attention_mask", "token_type_ids"]
     (folder / "student/onnx").mkdir()
     graph.write_onnx(student, names, folder / "student/onnx/model.onnx")
-    graph.quantize(
-        folder / "student/onnx/model.onnx", folder / "student/onnx/model_quantized.onnx", graph.QUANTIZATIONS[0]
-    )
+    graph.quantize(folder / "student/onnx/model.onnx", folder / "student/onnx/model_quantized.onnx", QUANTIZATIONS[0])
+    (folder / "student/openvino").mkdir()
+    graph.write_openvino(folder / "student/onnx/model.onnx", folder / "student/openvino/openvino_model.xml")
     return folder
 
 
@@ -47,7 +50,7 @@ def forked(tmp_path, monkeypatch):
 @pytest.mark.draws
 @pytest.mark.xdist_group("warm")
 def test_all_tables(models, tmp_path, monkeypatch, capsys, forked):
-    monkeypatch.setattr(measure, "_SECONDS", 0)
+    monkeypatch.setattr(footprint, "time_in_turns", partial(footprint.time_in_turns, seconds=0))
     folders = [str(models / "teacher"), str(models / "student")]
     threads = torch.get_num_threads()
     main([*folders, "--batches", "1,3", "--lengths", "4,9", "--threads", "1", "--output_dir", str(tmp_path / "costs")])
@@ -59,18 +62,22 @@ def test_all_tables(models, tmp_path, monkeypatch, capsys, forked):
     forms = [(row["model"], row["form"]) for row in costs["forms"]]
     in_torch = ["PyTorch float32", "PyTorch bfloat16"]
     assert forms == [("teacher", form) for form in in_torch] + [
-        ("student", form) for form in [*in_torch, "ONNX float32", "ONNX int8"]
+        ("student", form) for form in [*in_torch, "ONNX float32", "ONNX int8", "OpenVINO float32"]
     ]
     assert all(row["load_seconds"] > 0 and row["peak_megabytes"] > 20 for row in costs["forms"])
     sizes = {row["form"]: row["megabytes"] for row in costs["forms"] if row["model"] == "student"}
     assert sizes["ONNX int8"] < sizes["ONNX float32"]
+    assert sizes["OpenVINO float32"] > 4 * (student["parameters"] + student["embeddings"]) / 1e6
     found = costs["latencies"]
-    assert len(found) == 4 * 6 and all(row["rounds"] == 5 and row["p95_ms"] >= row["median_ms"] > 0 for row in found)
+    assert len(found) == 4 * 7 and all(row["rounds"] == 5 and row["p95_ms"] >= row["median_ms"] > 0 for row in found)
     assert [row["speed_up"] for row in found if (row["model"], row["form"]) == forms[0]] == [1] * 4
     with open(tmp_path / "costs/costs.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 24
+        assert len(list(csv.DictReader(file))) == 28
     text = (tmp_path / "costs/costs.md").read_text()
     assert text in capsys.readouterr().out and text.count("| student | ONNX int8 |") == 1 + 4
+    (student,) = (line for line in text.splitlines() if line.startswith("| student | 2 x 24 |"))
+    told = next(row for row in found if (row["model"], row["form"], row["batch"], row["length"]) == (*forms[2], 3, 9))
+    assert student.endswith(f"| {told['speed_up']:.1f} x |")
     assert "teacher, PyTorch float32" in (tmp_path / "costs/costs.svg").read_text()
 
 
@@ -90,8 +97,10 @@ def test_models_take_turns(models, monkeypatch):
     """One round of all after the other, from a warm-up on; figures are of the rounds alone."""
     called, clock = [], iter(range(10**6))
     candidates = [Candidate(name, models, FORMS[0]) for name in ("one", "two")]
-    monkeypatch.setattr(measure, "_runner", lambda candidate: lambda *shape: called.append((candidate.model, *shape)))
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(
+        measure, "_runner", lambda candidate: lambda *shape: lambda: called.append((candidate.model, *shape))
+    )
+    monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
     rows = measure_latencies(candidates, [(2, 7)])
     # Each is timed the second time.
     assert called == [("one", 2, 7), ("one", 2, 7), ("two", 2, 7), ("two", 2, 7)] * (2 + 5)
@@ -123,4 +132,5 @@ def test_folders_of_one_name(models, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "alias").rename(tmp_path / "other/student")
     folders = [models / "student", tmp_path / "other/student"]
+    assert read_options(list(map(str, folders))).output_dir == tmp_path / "other/student/costs"
     assert list(dict.fromkeys(found.model for found in find_candidates(folders, 8))) == list(map(str, folders))
