@@ -13,11 +13,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 @dataclass(frozen=True)
 class Footprint:
-    """`parameters` and `megabytes` (10⁶ bytes of weights), `milliseconds` a sentence (None: not timed)."""
+    """`parameters` and `megabytes` (10⁶ bytes of weights), `milliseconds` a sentence (None: not timed), and the same of
+    its export with int8 weights (None: there is none)."""
 
     parameters: int
     megabytes: float
     milliseconds: float | None
+    int8_milliseconds: float | None = None
 
 
 def processor_name() -> str:

@@ -79,6 +79,18 @@ class FinishedRun:
             return value
         raise InputError(f"{self.folder}: {key} of its eval_results is {value!r}, not a number")
 
+    @property
+    def export(self) -> dict:
+        """What deploy/export_student.py has found out of its model's graphs; empty where it is not exported."""
+        path = self.folder / "onnx" / "export.json"
+        return read_json(path) if path.is_file() else {}
+
+    def int8_change(self, figure: Figure) -> float | None:
+        """By how much int8 weights change a figure of its exported model, in points; None where that is not known."""
+        figures = self.export.get("figures", {})
+        values = [figures.get(form, {}).get(figure.key) for form in ("torch", "int8")]
+        return None if None in values else 100 * (values[1] - values[0])
+
     def evaluations(self, figure: Figure) -> set[int]:
         """The steps at which it was measured in training."""
         return {entry["step"] for entry in self.results.get("history", []) if figure.key in entry}

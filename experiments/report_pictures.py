@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from experiments.comparison import TEACHER, Comparison, label
+from bert_finetune.footprint import Footprint
+from experiments.comparison import TEACHER, Comparison, Summary, label
 from experiments.finished_runs import FinishedRun
 from experiments.model_footprints import Footprints
 from experiments.report import Picture
 from experiments.score_pictures import (
     MOST_CURVES,
+    Speed,
     draw_accuracy_against_latency,
     draw_dev_scores,
     draw_forest,
@@ -20,7 +22,7 @@ def draw_pictures(
 ) -> list[Picture]:
     """Into `folder`, for each figure: every method's score and its difference to the baseline; the dev score over
     training, of a few methods; and the score against the time for a sentence where students of several sizes were
-    measured. PNG and SVG.
+    measured, or some that are exported. PNG and SVG.
     """
     pictures = []
     for figure in comparison.figures:
@@ -48,14 +50,31 @@ def draw_pictures(
             draw_dev_scores(lines, folder / f"{name}-training", figure.key.removeprefix("eval_"))
             pictures.append(Picture(folder / f"{name}-training.svg", f"{figure.title}: dev score over training"))
         models = [
-            (summary.name, footprint.milliseconds / 1000, summary.mean / 100)
+            Speed(summary.name, footprint.milliseconds, summary.mean / 100, *_in_int8(summary, footprint, runs))
             for summary in summaries
             if (footprint := footprints.get((summary.size, summary.method))) and footprint.milliseconds
         ]
-        if len({summary.size for summary in students}) > 1 and len(models) > 1:
+        several = len({summary.size for summary in students}) > 1 or any(
+            model.int8_score is not None for model in models
+        )
+        if several and len(models) > 1:
             draw_accuracy_against_latency(models, folder / f"{name}-latency", figure.label)
             pictures.append(Picture(folder / f"{name}-latency.svg", f"{figure.title}: score against speed"))
     return pictures
+
+
+def _in_int8(summary: Summary, footprint: Footprint, runs: list[FinishedRun]) -> tuple[float | None, float | None]:
+    """Milliseconds a sentence and the score of a method's models with int8 weights: its mean over all seeds, and what
+    the weights change in the seeds that are exported."""
+    changes = [
+        change
+        for run in runs
+        if (run.size, run.method, run.task.name) == (summary.size, summary.method, summary.figure.task.name)
+        and (change := run.int8_change(summary.figure)) is not None
+    ]
+    if not changes or footprint.int8_milliseconds is None:
+        return None, None
+    return footprint.int8_milliseconds, (summary.mean + sum(changes) / len(changes)) / 100
 
 
 def run_pictures(runs: list[FinishedRun]) -> list[Picture]:

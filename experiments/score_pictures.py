@@ -1,6 +1,7 @@
 """Pictures of methods side by side, for the screen and for print (matplotlib); drawn as `bert_emd.pictures` does it."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -103,20 +104,35 @@ def _name_rows(axis: Axes, names: list[str]) -> None:
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def draw_accuracy_against_latency(
-    models: list[tuple[str, float, float]], path: str | Path, score: str = "dev accuracy"
-) -> Figure:
-    """A point for each model, named beside it: (name, seconds for a sentence, `score`). Up and left is better."""
-    names, seconds, scores = zip(*models, strict=True)
-    milliseconds = 1000 * np.array(seconds)
+@dataclass(frozen=True)
+class Speed:
+    """A model's milliseconds a sentence and score, and those of its export with int8 weights, where there is one."""
+
+    name: str
+    milliseconds: float
+    score: float
+    int8_milliseconds: float | None = None
+    int8_score: float | None = None
+
+
+def draw_accuracy_against_latency(models: list[Speed], path: str | Path, score: str = "dev accuracy") -> Figure:
+    """A point for each model, named beside it, and joined to it a hollow one for its export with int8 weights. Up and
+    left is better."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.5, 3.4), layout="constrained")
         axis = figure.subplots()
-        for k, point in enumerate(zip(milliseconds, scores, strict=True)):
-            axis.plot(*point, MARKERS[k % len(MARKERS)], color="0", markersize=6)
+        for k, model in enumerate(models):
+            marker = MARKERS[k % len(MARKERS)]
+            if model.int8_score is not None:
+                ends = (model.milliseconds, model.int8_milliseconds), (model.score, model.int8_score)
+                axis.plot(*ends, marker, color="0.4", linestyle=":", markersize=6, markerfacecolor="1", zorder=1)
+            axis.plot(model.milliseconds, model.score, marker, color="0", markersize=6)
         axis.margins(0.15)
         axis.set_xlim(left=0)
-        name_ends(axis, milliseconds, np.array(scores), list(names), height=2.8)
+        places = np.array([model.milliseconds for model in models]), np.array([model.score for model in models])
+        name_ends(axis, *places, [model.name for model in models], height=2.8)
+        if any(model.int8_score is not None for model in models):
+            axis.set_title("full marks: PyTorch, float32; hollow ones: ONNX, int8")
         axis.set_xlabel("milliseconds a sentence")
         axis.set_ylabel(score)
         return save_picture(figure, path)

@@ -1,6 +1,7 @@
 """The looped way computes what the authors' code computes, and what ours does; the benchmark runs."""
 
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_classify import save_student, tokenizer  # noqa: F401 (a fixture)
 
 from bert_emd import layer_distance
 from bert_emd.layer_outputs import LayerOutputs
@@ -17,6 +19,7 @@ from bert_finetune.task_kinds import Regression
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench
+import load
 import looped
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,3 +96,21 @@ def test_the_benchmark_runs(small, tmp_path, glue_dir, pretrained, capsys):
     assert "| losses, 12 x 4: ratio, compiled | 6 |" in text
     assert "| RTE | 6 |" in text and "| 12 x 4 |" in text and "Command: `python " in text
     assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_load_of_a_server(tmp_path, tokenizer, exits_with_2):  # noqa: F811
+    student = save_student(tmp_path / "student/onnx", tokenizer, ["ah", "bee"])
+    (tmp_path / "lines.txt").write_text("a b\nb\n\na\n")
+    (tmp_path / "none.txt").write_text("\n")
+    command = ["--model", str(student), "--output_dir", str(tmp_path / "out"), "--texts"]
+    load.main([*command, str(tmp_path / "lines.txt"), "--clients", "3", "--requests", "40", "--rounds", "2"])
+    found = json.loads((tmp_path / "out/load.json").read_text())
+    assert list(found["servers"]) == ["one at a time", "batches"]
+    assert all(row["requests_a_second"] > 0 and row["p99_ms"] >= row["median_ms"] for row in found["servers"].values())
+    stop = found["stop"]
+    assert stop["lost"] == 0 and stop["answers_received"] == stop["answers_sent"] > 3 * 40
+    assert "| one at a time |" in (tmp_path / "out/load.md").read_text()
+    assert "must be 1 or more" in exits_with_2(load.main, *command, tmp_path / "none.txt")
+    line = exits_with_2(load.main, "--model", tmp_path, "--texts", tmp_path / "lines.txt", "--output_dir", tmp_path)
+    assert "give the folder that deploy/export_student.py has written" in line

@@ -17,6 +17,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from transformers import BertTokenizer
 
 from bert_finetune.data import tokenize
@@ -29,7 +31,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def save_graph(folder: Path, weights: np.ndarray) -> None:
     """A graph in whose place a student's could stand: logits are the sum of each real token's row of `weights`."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     nodes = [
         helper.make_node("Gather", ["weights", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -296,26 +298,35 @@ def test_mixed_texts_and_pairs(student):
         Classifier(student)(["a", ("a", "b")])
 
 
-# What `pip install onnxruntime tokenizers` brings, down to what it is used by.
-BARE = ["onnxruntime", "tokenizers", "numpy", "tqdm", "flatbuffers", "protobuf", "packaging"]
+def bare_environment(folder: Path, *packages: str) -> dict[str, str]:
+    """Variables of a process (python -S) that has what `pip install` brings of these packages, and nothing else."""
+    wanted, known = list(packages), set()
+    folder.mkdir()
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in known:
+            continue
+        known.add(name)
+        found = distribution(name)
+        for top in {path.parts[0] for path in found.files if path.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(found.locate_file(top))
+        needed = map(Requirement, found.requires or [])
+        wanted += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    environment = {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
+    for missing in ("torch", "transformers", "bert_finetune"):
+        done = subprocess.run([sys.executable, "-S", "-c", f"import {missing}"], env=environment, cwd=folder)
+        assert done.returncode == 1, missing
+    return environment
 
 
 @pytest.mark.slow
 def test_it_needs_neither_torch_nor_transformers(student, tmp_path):
-    """In an environment that has nothing else, with a copy of the one file."""
-    site = tmp_path / "site"
-    site.mkdir()
-    for name in BARE:
-        files = distribution(name).files
-        for top in {path.parts[0] for path in files if path.parts[0] not in ("..", "__pycache__")}:
-            (site / top).symlink_to(distribution(name).locate_file(top))
+    """With a copy of the one file."""
+    environment = bare_environment(tmp_path / "site", "onnxruntime", "tokenizers")
     script = tmp_path / "classify.py"
     script.write_bytes((ROOT / "deploy/classify.py").read_bytes())
     command = [sys.executable, "-S", script, "--model", student]
-    environment = {"PYTHONPATH": str(site), "PATH": os.environ["PATH"]}
-    for missing in ("torch", "transformers", "bert_finetune"):
-        done = subprocess.run([sys.executable, "-S", "-c", f"import {missing}"], env=environment, cwd=tmp_path)
-        assert done.returncode == 1, missing
     done = subprocess.run(command, env=environment, cwd=tmp_path, input=b"a\nb\n", capture_output=True)
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[0] for line in io.StringIO(done.stdout.decode())] == ["ah", "bee"]

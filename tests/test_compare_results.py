@@ -10,6 +10,7 @@ from conftest import save_bert
 from bert_emd import emd_task_distill
 from bert_finetune.finishing import write_eval_results
 from bert_finetune.glue import get_task
+from deploy.export_student import main as export
 from experiments.compare_results import main
 from experiments.comparison import Teachers, compare
 from experiments.figures import all_figures_of, figures_of
@@ -507,6 +508,7 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
             argv = ["--teacher_model", teacher, "--student_layers", 2, "--task_name", "RTE", "--seed", seed, *options]
             argv += ["--data_dir", glue_dir / "RTE", "--output_dir", out, "--max_seq_length", 32, "--no_cuda"]
             emd_task_distill.main([str(argument) for argument in [*argv, "--num_train_epochs", 1]])
+    export(["--model", "runs/RTE/emd/seed-1", "--data_dir", str(glue_dir), "--max_drop", "100"])
     main(["runs", "--baseline", "none", "--keep_runs", "kept"])
     text = (tmp_path / "results/results.md").read_text()
     rows = rows_of(text, "All figures, dev set")
@@ -525,11 +527,12 @@ def test_real_runs_from_end_to_end(teacher, glue_dir, tmp_path, monkeypatch):
         "rte-training": ["none", "emd", "training step"],
         "rte-methods": ["teacher", "emd"],
         "rte-differences": ["emd"],
+        "rte-latency": ["teacher", "emd", "full marks: PyTorch, float32; hollow ones: ONNX, int8"],
     }.items():
         drawn = (tmp_path / f"results/{name}.svg").read_text()
         assert all(f">{word}" in drawn for word in words), name
         assert (tmp_path / f"results/{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert page.count(">RTE: ") == 3  # each picture of the comparison
+    assert page.count(">RTE: ") == 4  # each picture of the comparison
     # What is kept of the runs has no model and nothing private, and gives the same tables.
     kept = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     assert {path.name for path in kept} == {"eval_results.json", "args.json", "dev_predictions.npz"}

@@ -8,6 +8,7 @@ from bert_finetune.glue import get_task
 from experiments.comparison import Summary
 from experiments.figures import figures_of
 from experiments.score_pictures import (
+    Speed,
     draw_accuracy_against_latency,
     draw_dev_scores,
     draw_forest,
@@ -53,16 +54,27 @@ def test_dev_scores(tmp_path):
 
 @pytest.mark.slow
 def test_accuracy_against_latency(tmp_path):
-    models = [("teacher", 0.010, 0.85), ("EMD", 0.005, 0.8201), ("plain", 0.005, 0.82), ("uniform", 0.0051, 0.8199)]
+    models = [
+        Speed("teacher", 10, 0.85),
+        Speed("EMD", 5, 0.8201),
+        Speed("plain", 5, 0.82),
+        Speed("uniform", 5.1, 0.8199),
+    ]
     (axis,) = draw_accuracy_against_latency(models, tmp_path / "speed").axes
-    points = [(*line.get_xydata()[0], name.get_text()) for line, name in zip(axis.lines, axis.texts, strict=True)]
-    assert points == [(1000 * seconds, score, name) for name, seconds, score in models]
+    points = [(name.get_text(), *line.get_xydata()[0]) for line, name in zip(axis.lines, axis.texts, strict=True)]
+    assert points == [(model.name, model.milliseconds, model.score) for model in models]
+    assert axis.get_title() == ""
     assert len({line.get_marker() for line in axis.lines}) == len(models)
     assert {"teacher", "EMD", "plain", "uniform", "milliseconds a sentence"} <= set(texts(tmp_path / "speed.svg"))
     assert_apart(axis)
     (figure,) = figures_of(get_task("RTE"), "test_agreement")
     (axis,) = draw_accuracy_against_latency(models[:1], tmp_path / "one", figure.label).axes
     assert axis.get_ylabel() == "held-out agreement"
+    (axis,) = draw_accuracy_against_latency([*models, Speed("x", 4, 0.8, 2.5, 0.79)], tmp_path / "int8").axes
+    joined, own = axis.lines[-2:]
+    assert joined.get_xydata().tolist() == [[4, 0.8], [2.5, 0.79]] and own.get_xydata().tolist() == [[4, 0.8]]
+    assert joined.get_marker() == own.get_marker() and joined.get_markerfacecolor() == "1"
+    assert len(axis.texts) == 5 and "hollow ones: ONNX, int8" in axis.get_title()
 
 
 def summaries(**changes):

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from conftest import ROOT
-from test_classify import save_student, tokenizer  # noqa: F401 (a fixture)
+from test_classify import bare_environment, save_student, tokenizer  # noqa: F401 (a fixture)
 
 from deploy.batcher import Batcher, QueueFull
 from deploy.classify import Classifier
@@ -257,9 +259,23 @@ def test_who_does_not_wait_is_not_classified():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_script_stops_in_order(number, student):
-    command = [sys.executable, "-u", str(ROOT / "deploy/serve.py"), "--model", str(student), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_bare_environment_and_a_stop_in_order(number, student, tmp_path):
+    """With copies of the folder's light files, and of packages only what requirements-serve.txt names."""
+    lines = (ROOT / "requirements-serve.txt").read_text().splitlines()
+    packages = {re.match(r"[\w-]+", line)[0] for line in lines if not line.startswith("#")}
+    environment = bare_environment(tmp_path / "site", *packages)
+    (tmp_path / "deploy").mkdir()
+    for name in ("__init__", "classify", "batcher", "server", "serve"):
+        shutil.copy(ROOT / f"deploy/{name}.py", tmp_path / "deploy")
+    command = [sys.executable, "-S", "-m", "deploy.serve", "--model", student, "--port", "0"]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     line = process.stdout.readline()
     assert "model.onnx, is served on http://127.0.0.1:" in line, process.stderr.read()
     port = int(line.rsplit(":", 1)[1].removesuffix("/docs\n"))

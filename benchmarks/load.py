@@ -1,0 +1,180 @@
+"""What batching gives a server of deploy/serve.py under load, and whether a stop loses anything.
+
+    python benchmarks/load.py --model model/quickstart/student-EMD/onnx --texts lines.txt
+
+Clients on the loopback ask one text at a time, each as soon as it has its last answer, for a bounded number of
+requests: in turns a server that classifies each text alone, and one that gathers batches. Then the second is stopped in
+the middle of all this, and the answers that it says it gave are counted against those that came. Server and clients
+share the machine. Writes load.json and load.md into --output_dir.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bert_finetune.errors import ArgumentParser, InputError, reading, reports_input_errors
+from bert_finetune.files import write_atomically, write_json
+from bert_finetune.footprint import processor_name
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVERS = {"one at a time": ["--max_batch", "1", "--max_wait_ms", "0"], "batches": []}
+
+
+@dataclass
+class Server:
+    """A server's process."""
+
+    process: subprocess.Popen
+    port: int
+
+    @classmethod
+    def start(cls, model: Path, options: list[str]) -> "Server":
+        command = [sys.executable, str(ROOT / "deploy/serve.py"), "--model", str(model), "--port", "0", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        port = re.search(r":(\d+)/docs$", process.stdout.readline().strip())
+        if port is None:
+            raise InputError(process.communicate()[1].strip() or "the server has not started")
+        return cls(process, int(port[1]))
+
+    def stop(self) -> int:
+        """Returns how many requests it says it has answered."""
+        self.process.send_signal(signal.SIGTERM)
+        said = self.process.communicate(timeout=60)[1]
+        return sum(map(int, re.findall(r"(\d+) with \d+", said)))
+
+
+@dataclass
+class Load:
+    """What clients saw: seconds from each request to its answer, and how many had none."""
+
+    seconds: list[float] = field(default_factory=list)
+    unanswered: int = 0
+    wall: float = 0.0
+
+
+def put_load(port: int, texts: list[str], clients: int, requests: int | None) -> Load:
+    """So many clients, each with a connection that it keeps; `requests` of them all, or None: until the server ends."""
+    left = iter(range(requests)) if requests else itertools.count()
+    load, lock = Load(), threading.Lock()
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while (number := next(left, None)) is not None:
+            body = json.dumps({"text": texts[number % len(texts)]})
+            begin = time.perf_counter()
+            try:
+                connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                with lock:
+                    load.unanswered += 1
+                return
+            if answer.status != 200:
+                raise RuntimeError(f"{answer.status} for {body}")
+            with lock:
+                load.seconds.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    load.wall = time.perf_counter() - begin
+    return load
+
+
+def measure(model: Path, texts: list[str], clients: int, requests: int, rounds: int) -> dict:
+    """Both servers in turns, and a stop of the second."""
+    servers = {name: Server.start(model, options) for name, options in SERVERS.items()}
+    answered = dict.fromkeys(servers, 0)
+    loads: dict[str, list[Load]] = {name: [] for name in servers}
+    try:
+        for number in range(rounds + 1):  # the first is a warm-up
+            for name, server in servers.items():
+                load = put_load(server.port, texts, clients, requests)
+                answered[name] += len(load.seconds)
+                if number:
+                    loads[name].append(load)
+        found = {name: summary(of_it) for name, of_it in loads.items()}
+        last = servers["batches"]
+        said: list[int] = []
+        stopping = threading.Timer(1.0, lambda: said.append(last.stop()))
+        stopping.start()
+        load = put_load(last.port, texts, clients, None)
+        stopping.join()
+        answered["batches"] += len(load.seconds)
+    finally:
+        for server in servers.values():
+            server.process.kill()
+    stop = {"answers_sent": said[0], "answers_received": answered["batches"], "turned_away": load.unanswered}
+    return {"servers": found, "stop": stop | {"lost": said[0] - answered["batches"]}}
+
+
+def summary(loads: list[Load]) -> dict[str, float]:
+    """Of several rounds: the median of requests a second, and milliseconds of all requests."""
+    milliseconds = sorted(1000 * seconds for load in loads for seconds in load.seconds)
+    return {
+        "requests_a_second": statistics.median(len(load.seconds) / load.wall for load in loads),
+        "median_ms": statistics.median(milliseconds),
+        "p99_ms": milliseconds[int(0.99 * (len(milliseconds) - 1))],
+    }
+
+
+def as_markdown(found: dict) -> str:
+    rows = ["| server | requests a second | median ms | 99 % ms |", "|---|---|---|---|"]
+    for name, row in found["servers"].items():
+        rows.append(f"| {name} | {row['requests_a_second']:.0f} | {row['median_ms']:.1f} | {row['p99_ms']:.1f} |")
+    stop = found["stop"]
+    rows += [
+        "",
+        f"{found['clients']} clients, {found['rounds']} rounds of {found['requests']} requests of one text each, after "
+        f"a warm-up; {found['model']}; {os.cpu_count()} cores of {found['processor']}, which clients and server share. "
+        f"Stopped under load: {stop['answers_sent']} answers sent and {stop['answers_received']} received, "
+        f"{stop['lost']} lost; {stop['turned_away']} requests came too late and were not taken in.",
+    ]
+    return "\n".join(rows) + "\n"
+
+
+@reports_input_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the folder of an exported student")
+    parser.add_argument("--texts", type=Path, required=True, help="a text a line")
+    parser.add_argument("--clients", type=int, default=32, help="at the same time (32)")
+    parser.add_argument("--requests", type=int, default=3000, help="of a round (3000)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each server (3)")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "benchmarks", help="(benchmarks)")
+    options = parser.parse_args(argv)
+    with reading(str(options.texts)):
+        texts = list(filter(None, options.texts.read_text(encoding="utf-8").splitlines()))
+    if min(options.clients, options.requests, options.rounds, len(texts)) < 1:
+        raise InputError("--clients, --requests, --rounds and the lines of --texts: must be 1 or more")
+    found = {
+        "model": f"{options.model.parent.name}/{options.model.name}",
+        "processor": processor_name(),
+        **{name: getattr(options, name) for name in ("clients", "requests", "rounds")},
+        **measure(options.model, texts, options.clients, options.requests, options.rounds),
+    }
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(options.output_dir / "load.json", found)
+    write_atomically(options.output_dir / "load.md", as_markdown(found))
+    print(as_markdown(found))
+    if found["stop"]["lost"]:
+        raise InputError(f"{found['stop']['lost']} answers were lost")
+
+
+if __name__ == "__main__":
+    main()
