@@ -7,7 +7,8 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 .PHONY: quickstart test check fuzz bench results lint format
 
-quickstart: .venv/run  ## the main job in minutes; make quickstart ARGS=--full for all of it
+quickstart: .venv/run  ## the main job in minutes; ARGS=--full for all of it, DEPLOY=1 with an export to ONNX and int8
+	$(if $(DEPLOY),$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt)
 	$(BIN)/python quickstart.py $(ARGS)
 
 test: .venv/dev  ## the test suite; make test ARGS="-k resume" for a part

@@ -6,24 +6,33 @@
 Needs no model hub and no GLUE server: the teacher starts from all-MiniLM-L6-v2 (6 layers x 384, Apache 2.0) and the
 text is 10,605 movie-review sentences that people rated from -4 to 4 (MIT), both from packages on PyPI. Sentences rated
 .5 or more either way make a task like SST-2. The students have 3 layers x 192 and start alike, from the teacher; one
-then learns from the labels, one from the teacher's predictions, one from its layers too. Each step is one of this
-project's scripts; its command is printed, to be repeated or changed.
+then learns from the labels, one from the teacher's predictions, one from its layers too; this one is exported to ONNX
+with int8 weights where requirements-deploy.txt is installed. Each step is one of this project's scripts; its command is
+printed, to be repeated or changed.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import json
 import shlex
+import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
 from bert_finetune.files import replacing_file, write_atomically
+from deploy.formats import FORMATS
+
+if TYPE_CHECKING:
+    from bert_finetune.footprint import Footprint
 
 ROOT = Path(__file__).resolve().parent
 MODEL = ROOT / "model" / "all-MiniLM-L6-v2"
@@ -89,6 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     for name, method in STUDENTS.items():
         models[name] = options.output_dir / f"student-{name.replace(' ', '-')}"
         run("bert_emd/emd_task_distill.py", *student, *method, *shared, "--output_dir", models[name])
+    if all(map(importlib.util.find_spec, FORMATS["onnx"].packages)):
+        # Whatever int8 loses on so few sentences belongs into the table.
+        run("deploy/export_student.py", "--model", models["EMD"], "--data_dir", data, "--max_drop", 100)
     report(options.output_dir, models, dev)
 
 
@@ -169,27 +181,48 @@ def run(script: str, *arguments) -> None:
 def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) -> None:
     """Measure the models, print the table and write it into `folder`; all students are of one size and one speed."""
     # A heavy import, not needed before the runs.
-    from bert_finetune.footprint import measure_folders
+    from bert_finetune.footprint import classifying_texts, footprint, time_in_turns
 
     print("\nmeasuring speed ...", flush=True)
-    sizes = [models["teacher"], models["EMD"]]
-    teacher, student = measure_folders(sizes, [sentence for sentence, _ in dev[:320]])
+    sentences = [sentence for sentence, _ in dev[:160]]
+    found, works = zip(*(classifying_texts(models[name], sentences) for name in ("teacher", "EMD")), strict=True)
+    export = models["EMD"] / "onnx"
+    exported = (export / "export.json").is_file()
+    if exported:
+        from deploy.classify import Classifier
+
+        classify = Classifier(export)
+        pairs = [(sentence,) for sentence in sentences]
+        works += (lambda: [classify.logits(pairs[k : k + 32]) for k in range(0, len(pairs), 32)],)
+    seconds = time_in_turns(list(works), most=7)
+    each = [1000 * statistics.median(taken) / len(sentences) for taken in seconds]
+    teacher, student = (footprint(*told) for told in zip(found, each, strict=False))
+
     table = [
         "| model | dev accuracy | answers as the teacher | parameters | weights | a sentence | speed-up |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, path in models.items():
-        results = json.loads((path / "eval_results.json").read_text())
-        agreement = f"{results['eval_agreement']:.3f}" if name != "teacher" else ""
-        size = teacher if name == "teacher" else student
+
+    def add(name: str, figures: dict, size: "Footprint") -> None:
+        agreement = f"{figures['eval_agreement']:.3f}" if name != "teacher" else ""
         speed_up = teacher.milliseconds / size.milliseconds
         table.append(
-            f"| {name} | {results['eval_accuracy']:.3f} | {agreement} | {size.parameters / 1e6:.1f}M "
+            f"| {name} | {figures['eval_accuracy']:.3f} | {agreement} | {size.parameters / 1e6:.1f}M "
             f"| {size.megabytes:.0f} MB | {size.milliseconds:.2f} ms | {speed_up:.1f} x |"
         )
+
+    for name, path in models.items():
+        results = json.loads((path / "eval_results.json").read_text())
+        add(name, results, teacher if name == "teacher" else student)
+    if exported:
+        said = json.loads((export / "export.json").read_text())
+        size = replace(student, megabytes=said["megabytes"]["int8"], milliseconds=each[-1])
+        add("EMD, int8", said["figures"]["int8"], size)
     write_atomically(folder / "results.md", "\n".join(table) + "\n")
     print("\n".join(table))
     print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {models['EMD'] / 'flow.png'}")
+    if not exported:
+        print("with an int8 row, and the student as an ONNX graph: make quickstart DEPLOY=1")
 
 
 if __name__ == "__main__":

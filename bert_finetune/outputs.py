@@ -117,7 +117,9 @@ _REPLACED = ".replaced"
 
 
 def _run_files(folder: Path) -> list[Path]:
-    return [path for pattern in _RUN_FILES for path in folder.glob(pattern)] + checkpoints(folder)
+    # What deploy/ has made of a run's model goes with it.
+    exports = [path.parent for path in folder.glob("*/export.json")]
+    return [path for pattern in _RUN_FILES for path in folder.glob(pattern)] + exports + checkpoints(folder)
 
 
 def _set_aside(folder: Path) -> None:

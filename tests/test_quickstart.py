@@ -1,4 +1,5 @@
 import hashlib
+import json
 import re
 import sys
 from types import SimpleNamespace
@@ -49,21 +50,32 @@ def test_the_whole_way(tmp_path, monkeypatch, pretrained, capfd):
 
     printed = capfd.readouterr().out
     commands = [line for line in printed.splitlines() if line.startswith("$ python ")]
-    assert [re.search(r"bert_\w+/\w+\.py", line)[0] for line in commands] == [
+    assert [re.search(r"\w+/\w+\.py", line)[0] for line in commands] == [
         "bert_finetune/run_glue.py",
         *["bert_emd/emd_task_distill.py"] * 3,
+        "deploy/export_student.py",
     ]
     table = (out / "results.md").read_text()
     assert table in printed
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["teacher", "labels only", "predictions", "EMD"]
+    assert [row[0] for row in rows] == ["teacher", "labels only", "predictions", "EMD", "EMD, int8"]
     for row in rows:
         assert 0 <= float(row[1]) <= 1 and float(row[5].removesuffix(" ms")) > 0
     assert rows[0][2] == "" and all(0 <= float(row[2]) <= 1 for row in rows[1:])
-    assert rows[0][6] == "1.0 x" and len({tuple(row[3:]) for row in rows[1:]}) == 1
+    assert rows[0][6] == "1.0 x" and len({tuple(row[3:]) for row in rows[1:4]}) == 1
+    said = json.loads((out / "student-EMD/onnx/export.json").read_text())
+    figures, size = said["figures"]["int8"], said["megabytes"]["int8"]
+    assert rows[4][1:3] == [f"{figures[f'eval_{name}']:.3f}" for name in ("accuracy", "agreement")]
+    assert rows[4][3] == rows[3][3] and rows[4][4] == f"{size:.0f} MB"
     assert (out / "student-EMD/flow.png").read_bytes().startswith(b"\x89PNG")
-    # A second run starts over in the same folder.
-    assert (out / "student-EMD" / "model.safetensors").exists()
+
+    # A second run starts over in the same folder, and where nothing is installed for exports, none is left.
+    find = quickstart.importlib.util.find_spec
+    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    quickstart.main(["--output_dir", str(out)])
+    assert "make quickstart DEPLOY=1" in capfd.readouterr().out
+    assert (out / "student-EMD/model.safetensors").exists() and not (out / "student-EMD/onnx").exists()
+    assert "int8" not in (out / "results.md").read_text()
 
 
 def test_data_only(tmp_path, monkeypatch):
