@@ -33,6 +33,7 @@ SCRIPTS = [
     "deploy/export_student.py",
     "deploy/classify.py",
     "deploy/measure.py",
+    "deploy/serve.py",
     "download_glue_data.py",
     "quickstart.py",
     "bert_emd/teacher_cache.py",
@@ -102,7 +103,7 @@ def test_commands_name_scripts_and_options_that_exist(page, options_of):
 @each_page
 def test_options_named_in_prose_exist(page, options_of):
     known = set().union(*map(options_of, SCRIPTS)) | {"--nproc_per_node", "--address"}
-    theirs = {"--pkd", "--use_emd", "--aug_train"}  # the authors'
+    theirs = {"--pkd", "--use_emd", "--aug_train", "--json"}  # the authors', and curl's
     assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", page.read_text(encoding="utf-8"))) <= known | theirs
 
 

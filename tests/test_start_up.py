@@ -20,6 +20,7 @@ SCRIPTS = [
     "deploy/export_student.py",
     "deploy/classify.py",
     "deploy/measure.py",
+    "deploy/serve.py",
 ]
 HEAVY = {"torch", "scipy", "sklearn", "matplotlib", "datasets", "pyarrow", "ot", "pyemd", "accelerate"}
 
