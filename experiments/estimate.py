@@ -11,8 +11,6 @@ from bert_emd.arguments import DistillationArguments
 from bert_emd.recipes import recipe_defaults
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_json
-from bert_finetune.glue import TASKS
-from bert_finetune.tables import read_tsv
 from experiments.execution import last_error, run_script
 from experiments.plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
 from experiments.planned_runs import PlannedRun, as_arguments
@@ -114,10 +112,7 @@ def _measure(run: PlannedRun, folder: Path, environment: dict[str, str]) -> RunT
 
 def _rows(plan: Plan, name: str) -> tuple[int, int]:
     """How many rows a task has to train on, and in all its dev sets."""
-    task = TASKS[name]
-    train, *dev = (
-        len(read_tsv(plan.file(task, file), task.headerless).rows) for file in (task.train, *task.dev.values())
-    )
+    train, *dev = (len(read().rows) for read in plan.tables(name))
     return train, sum(dev)
 
 
@@ -129,7 +124,9 @@ def _resolved(run: PlannedRun) -> Namespace:
     parser = STUDENT_SCRIPT.parser()
     chosen, _ = parser.parse_known_args(arguments)
     own = DistillationArguments(**{field.name: getattr(chosen, field.name) for field in fields(DistillationArguments)})
-    parser.set_defaults(**recipe_defaults(own.recipe, 4, run.task, own.copies_teacher, own.pred_distill))
+    parser.set_defaults(
+        **recipe_defaults(own.recipe, 4, run.options.get("task_name", "custom"), own.copies_teacher, own.pred_distill)
+    )
     return parser.parse_known_args(arguments)[0]
 
 

@@ -189,8 +189,8 @@ def find_runs(roots: list[Path]) -> tuple[list[FinishedRun], list[Unfinished]]:
     if not runs:
         state = f"{len(unfinished)} unfinished" if unfinished else "no eval_results.json in or below it"
         raise InputError(f"{', '.join(map(str, roots))}: no finished run, {state}")
-    order = [*TASKS, "custom"]
-    return sorted(runs.values(), key=lambda run: order.index(run.task.name)), unfinished
+    order = {name: k for k, name in enumerate(TASKS)}
+    return sorted(runs.values(), key=lambda run: order.get(run.task.name, len(order))), unfinished
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:
@@ -283,8 +283,9 @@ def _task_in(parts: tuple[str, ...]) -> str | None:
 
 
 def _task(name: str | None, results: dict, folder: Path) -> Task:
-    if name == "custom":
-        return next((task for task in _CUSTOM if task.best_metric in results), _CUSTOM[0])
+    if "custom" in (name, results.get("task")):
+        found = next((task for task in _CUSTOM if task.best_metric in results), _CUSTOM[0])
+        return dataclasses.replace(found, name=name)  # as a plan calls it
     if name is None:
         raise InputError(f"{folder}: neither its eval_results nor its path says which task it is")
     try:

@@ -4,8 +4,9 @@ import functools
 import itertools
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bert_emd.arguments import DistillationArguments
@@ -13,7 +14,8 @@ from bert_finetune.arguments import ModelArguments, TaskArguments
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
-from bert_finetune.glue import TASKS, Task
+from bert_finetune.glue import TASKS
+from bert_finetune.tables import Table, read_table, read_tsv
 from experiments.planned_runs import PlannedRun, as_arguments
 
 # What a run's place in the plan decides, and what does not go with that.
@@ -22,7 +24,9 @@ _GIVEN = """
     resume_from_checkpoint do_train help
     push_to_hub hub_model_id hub_token hub_strategy hub_revision hub_private_repo hub_always_push
 """.split()
-_KEYS = "tasks seeds baseline data_dir teacher_seeds teacher student sizes methods".split()
+_KEYS = "tasks seeds baseline data_dir teacher_seeds files teacher student sizes methods".split()
+# Options of a task of the user's own files.
+_FILES = "train_file validation_file text_column label_column delimiter decimal merge_case regression".split()
 # A word for a folder, and not the teacher's.
 _FOLDER_NAME = re.compile(r"(?!teacher$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
 _KINDS = {str: "texts", int: "whole numbers"}
@@ -83,12 +87,15 @@ def _without_required(parser: ArgumentParser) -> ArgumentParser:
 
 TEACHER_SCRIPT = Script("bert_finetune/run_glue.py", (ModelArguments,), tuple(_GIVEN))
 STUDENT_SCRIPT = Script("bert_emd/emd_task_distill.py", (DistillationArguments,), (*_GIVEN, "seed"))
+# What describes files, both scripts know alike.
+FILES = Script(TEACHER_SCRIPT.path, TEACHER_SCRIPT.arguments, ())
 
 
 @dataclass(frozen=True)
 class Plan:
     """tasks x sizes x methods x seeds. A plan without sizes has one, called "".
 
+    files: of each task that is not GLUE's, the options that name and describe its files.
     teacher, student, sizes, methods: options as the plan has them, with tables within for a task or a size (see
     `_options`). teacher_folder: where a finished teacher lies, with {task}, in place of options.
     teacher_seeds: a task has a teacher for each seed, not one for all.
@@ -101,6 +108,7 @@ class Plan:
     baseline: str
     data_dir: str
     teacher_seeds: bool
+    files: dict[str, dict]
     teacher: dict
     teacher_folder: str | None
     student: dict
@@ -112,7 +120,8 @@ class Plan:
         return [run for task in self.tasks for run in self._runs(task, output_dir)]
 
     def _runs(self, task: str, output_dir: Path) -> Iterator[PlannedRun]:
-        shared = {"task_name": task, "data_dir": self.data_dir, "do_train": True}
+        where = self.files.get(task) or {"task_name": task, "data_dir": self.data_dir}
+        shared = where | {"do_train": True}
         teachers = {}
         if self.teacher_folder:
             shared["teacher_model"] = self.teacher_folder.replace("{task}", task)
@@ -138,16 +147,26 @@ class Plan:
             options["seed"] = seed
             yield PlannedRun(task, size, method, seed, STUDENT_SCRIPT.path, options, folder, place, teacher)
 
-    def file(self, task: Task, name: str) -> Path:
-        """Where one of a task's files lies, as the scripts look for it."""
-        return TaskArguments(task_name=task.name, data_dir=self.data_dir).file(name)
+    def tables(self, task: str) -> list[Callable[[], Table]]:
+        """What reads a task's training file, and each of its dev sets. Raises InputError for one that is not there."""
+        if task in self.files:
+            options = self.files[task]
+            files = options["train_file"], options["validation_file"]
+            readers = {Path(file): partial(read_table, file, options.get("delimiter")) for file in files}
+        else:
+            known = TASKS[task]
+            arguments = TaskArguments(task_name=task, data_dir=self.data_dir)
+            paths = [arguments.file(name) for name in (known.train, *known.dev.values())]
+            readers = {path: partial(read_tsv, path, known.headerless) for path in paths}
+        for path in readers:
+            if not path.is_file():
+                raise InputError(f"{self.path}: there is no {path}, of {task}")
+        return list(readers.values())
 
     def check_sources(self) -> None:
         """Raise InputError where data or models that the plan names are not there."""
-        for task in map(TASKS.get, self.tasks):
-            for name in (task.train, *task.dev.values()):
-                if not self.file(task, name).is_file():
-                    raise InputError(f"{self.path}: data_dir {self.data_dir}: has no {name} for {task.name}")
+        for task in self.tasks:
+            self.tables(task)
         models = {}
         for task in self.tasks:
             if self.teacher_folder:
@@ -219,8 +238,21 @@ def read_plan(path: Path) -> Plan:
     for key in plan:
         check(key in _KEYS, f"{key} is not a key of a plan; these are: {', '.join(_KEYS)}")
     tasks, seeds = distinct("tasks", str), distinct("seeds", int)
+    files = table(plan, "files", "files")
     for task in tasks:
-        check(task in TASKS, f"tasks: {task!r} is none of {', '.join(TASKS)}")
+        check(
+            task in TASKS or task in files, f"tasks: {task!r} is none of {', '.join(TASKS)}, and has no [files.{task}]"
+        )
+    for name in files:
+        where, options = f"[files.{name}]", table(files, name, f"files.{name}")
+        fits = _FOLDER_NAME.fullmatch(name) and name.lower() not in {"custom", *map(str.lower, TASKS)}
+        check(fits, f"{where}: {name!r} cannot be the name of a task of your own")
+        check(name in tasks, f"{where}: {name} is none of the plan's tasks")
+        check({"train_file", "validation_file"} <= {*options}, f"{where}: give train_file and validation_file")
+        for option in options:
+            check(option in _FILES, f"{where}: {option} is none of {', '.join(_FILES)}")
+        FILES.check(f"{path}: {where}", options)
+        checked.append((FILES, f"{path}: {where}", options))
     check(all(0 <= seed < 2**32 for seed in seeds), "seeds: must be from 0 to 4294967295")
     sizes = named("sizes", tasks)
     places = [*tasks, *sizes]
@@ -248,7 +280,8 @@ def read_plan(path: Path) -> Plan:
         check(not teacher_seeds, "teacher_seeds: goes with [teacher]'s options, to train by, and with no folder")
     student = options_of("student", STUDENT_SCRIPT, places)
     read = Plan(
-        path, tasks, seeds, baseline, data_dir, teacher_seeds, teacher, folder, student, sizes or {"": {}}, methods
+        *(path, tasks, seeds, baseline, data_dir, teacher_seeds, files),
+        *(teacher, folder, student, sizes or {"": {}}, methods),
     )
     read.runs(Path())
     for script, where, plain in checked:

@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import re
@@ -83,8 +84,18 @@ def test_data_only(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "fetch_text", lambda: None)
     monkeypatch.setattr(quickstart, "SENTENCES", tmp_path / "rated.txt")
     quickstart.SENTENCES.write_text(rated_sentences(1200))
+    (tmp_path / "tweets.txt").write_text("".join(f"{k}\t{k / 100 - 4}\t#{k}, you\n" for k in range(800)))
+    monkeypatch.setattr(quickstart, "SOURCES", {"movie": quickstart.SENTENCES, "tweet": tmp_path / "tweets.txt"})
     quickstart.main(["--output_dir", str(tmp_path / "out"), "--data_only"])
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "sources"]
+    rows = [*csv.DictReader((tmp_path / "out/sources/train.csv").open(newline=""))]
+    assert len(rows) == 1201 + 800 - 992
+    steps = ["bad", "poor", "neutral", "good", "great"]
+    for row in rows:
+        if found := re.fullmatch(r"#(\d+), you", row["sentence"]):
+            rating = int(found[1]) / 100 - 4
+            assert row["label"] == f"tweet {steps[sum(rating >= end for end in (-2, -0.5, 0.5, 2))]}"
+    assert {row["label"].split()[0] for row in rows} == {"movie", "tweet"}
     assert len((tmp_path / "out/data/train.tsv").read_text().splitlines()) == 1 + 1200 - 992
 
 

@@ -30,7 +30,7 @@ import experiments.plan
 import experiments.progress
 from bert_emd.recipes import CUT, OTHERS
 from bert_finetune.errors import InputError
-from experiments import run_suite
+from experiments import compare_results, run_suite
 from experiments.engines import MEMORY_PER_RUN, RayEngine, local_environments
 from experiments.estimate import RunTime, estimate
 from experiments.plan import read_plan
@@ -454,6 +454,7 @@ def test_jobs_and_their_devices(monkeypatch):
     assert [e["CUDA_VISIBLE_DEVICES"] for e in local_environments(3)] == ["5", "7", "5"]
 
 
+FILES = 'files.{} = {{train_file = "a.csv", validation_file = "b.csv"}}\n'
 BAD_PLANS = {
     "an unknown key": ("seeds", "seed", "seed is not a key of a plan; these are: tasks, seeds"),
     "no seeds": ("seeds = [1, 2]", "", "seeds: give a list of different whole numbers"),
@@ -470,7 +471,24 @@ BAD_PLANS = {
         "baseline: must be one of the methods: none, emd",
     ),
     "a baseline that is no text": ('baseline = "none"', "baseline = [1]", "baseline: must be one of the methods"),
-    "no data": ('data_dir = "', 'data_dir = "nowhere', "has no train.tsv for RTE"),
+    "no data": ('data_dir = "', 'data_dir = "nowhere', "/train.tsv, of RTE"),
+    "files of another task": (
+        "seeds =",
+        FILES.format("other") + "seeds =",
+        "[files.other]: other is none of the plan's",
+    ),
+    "files called like GLUE's": ("seeds =", FILES.format("mrpc") + "seeds =", "'mrpc' cannot be the name of a task"),
+    "half of the files": (
+        '["RTE", "MRPC"]',
+        '["own"]\nfiles.own = {train_file = "a.csv"}',
+        "[files.own]: give train_file and validation_file",
+    ),
+    "files that are not there": ('["RTE", "MRPC"]', f'["own"]\n{FILES.format("own")}', "there is no a.csv, of own"),
+    "an option that is not of files": (
+        '["RTE", "MRPC"]',
+        '["own"]\nfiles.own = {train_file = "a.csv", validation_file = "b.csv", alpha = 1}',
+        "[files.own]: alpha is none of train_file",
+    ),
     "options of a task that is not in the plan": (
         "[student]",
         "[student.CoLA]",
@@ -681,6 +699,19 @@ def test_with_the_real_scripts(plan, pretrained, tmp_path, capsys, monkeypatch):
     assert results["task"] == "RTE" and "eval_accuracy" in results
     command = json.loads((out / "RTE/none/seed-1/args.json").read_text())["command"]
     assert command.endswith(record(out / "RTE/none/seed-1")["command"].removeprefix("python "))
+
+    # The same of files of the user's own, and the tables of both.
+    for name in ("train", "dev"):
+        lines = [f"{k},word {'good' if k % 3 else 'bad'} {k},{'ab'[k % 2]}" for k in range(16)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,said,label", *lines]))
+    files = f'train_file = "{tmp_path}/train.csv"\nvalidation_file = "{tmp_path}/dev.csv"\ntext_column = "said"\n'
+    own = ('["RTE"]', '["RTE", "own"]'), ("[teacher]", f"[files.own]\n{files}[teacher]\n{options}")
+    suite(plan(*small, *own), out, "--dry_run")
+    assert "own/none" in capsys.readouterr().out
+    suite(plan(*small, *own), out)
+    assert states(out) == dict.fromkeys(["RTE/none/seed-1", "RTE/teacher", "own/none/seed-1", "own/teacher"], "done")
+    compare_results.main([str(out), "--output_dir", str(tmp_path / "results"), "--no_speed"])
+    assert "| method | RTE | own |" in (tmp_path / "results/results.md").read_text()
 
     path = plan(*small, (f'model_name_or_path = "{pretrained}"', f'folder = "{out}/{{task}}/teacher"'))
     suite(path, tmp_path / "given")
