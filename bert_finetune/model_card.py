@@ -82,8 +82,8 @@ def put_section(folder: Path, title: str, lines: list[str]) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if _MARK not in text or _HOW not in text:
         return False
+    text = re.sub(rf"^## {re.escape(title)}\n.*?(?=^## )", "", text, flags=re.MULTILINE | re.DOTALL)
     before, how = text.split(_HOW, 1)
-    before = before.split(f"## {title}\n", 1)[0]
     section = "\n".join([f"## {title}", "", *lines, "", ""])
     write_atomically(path, before + section + _HOW + how)
     return True

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from bert_finetune.glue import Task
 from bert_finetune.paths import for_others
+from deploy.formats import Format
 
 
-def card_section(folder: Path, task: Task, said: dict) -> tuple[str, list[str]]:
-    """Title and lines of the section on the export in `folder`, from what its export.json has `said`."""
+def card_section(form: Format, folder: Path, task: Task, said: dict) -> tuple[str, list[str]]:
+    """Title and lines of the section on an export in `folder`, from what its export.json has `said`."""
     keys = [key for key in said["figures"]["torch"] if not key.endswith("loss")]
     header = ["", *(_heading(key) for key in keys), "MB", "ms a sentence", "speed-up"]
     rows = [header, ["---"] * len(header)]
@@ -24,7 +25,7 @@ def card_section(folder: Path, task: Task, said: dict) -> tuple[str, list[str]]:
         )
     where, pair = for_others(folder), len(task.columns) > 1
     text = '("...", "...")' if pair else '"..."'
-    return "Exported", [
+    return f"Exported to {form.called}", [
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         f"Figures are of the dev set; times of a batch of {said['timed']}, in turns. `deploy/classify.py` runs the "

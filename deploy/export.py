@@ -38,7 +38,7 @@ from bert_finetune.samplers import batches_longest_first, longest_first
 from bert_finetune.training_log import format_figures
 from deploy.card import card_section
 from deploy.classify import FLOAT, INT8, files_of
-from deploy.formats import FORMATS
+from deploy.formats import FORMATS, Format
 from deploy.graph import (
     TOLERANCE,
     Inputs,
@@ -76,8 +76,8 @@ def export(options, task_args: TaskArguments) -> bool:
     options: `ExportArguments`. Raises InputError for a model or a dev set that cannot be used, and for a graph that
     does not compute what PyTorch does.
     """
-    name, option = options.model, "--model"
-    target = Path(options.output_dir or Path(name) / FORMATS[options.format].folder)
+    name, option, form = options.model, "--model", FORMATS[options.format]
+    target = Path(options.output_dir or Path(name) / form.folder)
     if target.exists() and not (target / "export.json").is_file():
         raise InputError(f"{target}: is there already, and no export; move it, or choose another --output_dir")
     config = load_config(name, option)
@@ -99,19 +99,21 @@ def export(options, task_args: TaskArguments) -> bool:
     with writing(target):
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".exporting-"))
         try:
-            said = _export_into(aside, model, tokenizer, task, dev, task_args.max_seq_length, options)
+            said = _export_into(aside, form, model, tokenizer, task, dev, task_args.max_seq_length, options)
             _replace(aside, target)
         finally:
             if aside.exists():
                 shutil.rmtree(aside)
     print(f"exported into {target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
-    if target.parent.resolve() == Path(name).resolve() and put_section(Path(name), *card_section(target, task, said)):
+    section = card_section(form, target, task, said)
+    if target.parent.resolve() == Path(name).resolve() and put_section(Path(name), *section):
         print(f"{Path(name) / 'README.md'}: has its figures now")
-    return "int8" in said["figures"] or not FORMATS[options.format].quantizations
+    return "int8" in said["figures"] or not form.quantizations
 
 
 def _export_into(
     folder: Path,
+    form: Format,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -120,7 +122,6 @@ def _export_into(
     options,
 ) -> dict:
     """Write an export's files. Returns what its export.json says."""
-    form = FORMATS[options.format]
     names = input_names(model, tokenizer)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -25,9 +25,10 @@ QUANTIZATIONS = (
 
 @dataclass(frozen=True)
 class Format:
-    """`folder`: of an export, beside the model. file: the graph in float32. packages: what writing it takes, and where
-    they are pinned. quantizations: the ways to int8, none where there is no such model."""
+    """What it is `called`. folder: of an export, beside the model. file: the graph in float32. packages: what writing
+    it takes, and where they are pinned. quantizations: the ways to int8, none where there is no such model."""
 
+    called: str
     folder: str
     file: str
     packages: tuple[str, ...]
@@ -37,6 +38,6 @@ class Format:
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
-    "onnx": Format("onnx", FLOAT, _ONNX, "requirements-deploy.txt", QUANTIZATIONS),
-    "openvino": Format("openvino", OPENVINO, (*_ONNX, "openvino"), "requirements-openvino.txt"),
+    "onnx": Format("ONNX", "onnx", FLOAT, _ONNX, "requirements-deploy.txt", QUANTIZATIONS),
+    "openvino": Format("OpenVINO", "openvino", OPENVINO, (*_ONNX, "openvino"), "requirements-openvino.txt"),
 }

@@ -125,15 +125,18 @@ def test_a_run_s_student_knows_its_task_and_its_teacher(teacher, glue_dir, tmp_p
     assert f"exported into {out / 'onnx'}: config.json, export.json, model.onnx" in capsys.readouterr().out
     figures = said["figures"]["int8"]
     card = (out / "README.md").read_text()
-    assert card.count("## Exported") == 1 and card.index("## Exported") < card.index("## How it was made")
+    assert card.count("## Exported") == 1 and card.index("## Exported to ONNX") < card.index("## How it was made")
     row = next(line for line in card.splitlines() if line.startswith("| `model_quantized.onnx` |"))
     assert f"| {figures['eval_accuracy']:.4f} |" in row and f"| {figures['eval_divergence']:.4f} |" in row
     assert f"| {said['megabytes']['int8']:.1f} | {said['milliseconds']['int8']:.2f} |" in row
 
-    # Once more, as an OpenVINO model: its figures take the place of these.
+    # Once more, and as an OpenVINO model: each has a section.
+    main(["--model", str(out), "--data_dir", str(glue_dir), "--max_drop", "100"])
     main(["--model", str(out), "--data_dir", str(glue_dir), "--format", "openvino"])
     card = (out / "README.md").read_text()
-    assert card.count("## Exported") == 1 and "| `openvino_model.xml` |" in card and "model_quantized" not in card
+    assert card.count("## Exported to ONNX") == card.count("## Exported to OpenVINO") == 1
+    assert card.count("| `openvino_model.xml` |") == card.count("| `model_quantized.onnx` |") == 1
+    assert card.count("## How it was made") == card.count("## Use") == 1
     in_torch, in_openvino = json.loads((out / "openvino/export.json").read_text())["figures"].values()
     assert in_torch == pytest.approx(in_openvino, abs=1e-5)
     pairs = [(row[1], row[2]) for row in rows("RTE", "dev", 12)]
