@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.classify import Texts
+
+# A batch is chosen from so many times as many texts as it has.
+_CHOICE = 8
 
 
 class QueueFull(Exception):
@@ -22,12 +26,18 @@ class _Waiting:
     logits: asyncio.Future
     since: float
 
+    @property
+    def length(self) -> int:
+        """In characters, near enough to tokens."""
+        return sum(map(len, self.texts))
+
 
 class Batcher:
     """Gathers texts into batches.
 
     classify: logits (texts, outputs) of a list of texts; it runs in a thread of its own, one batch at a time, while
-    the next batch gathers. A batch is closed when it has `max_batch` texts, or when its first text has waited for
+    more texts gather. A batch is the text that has waited longest and those that are nearest to it in length, which
+    need the least padding, of the first that wait. It has `max_batch` texts, or fewer if its first one has waited for
     `max_wait` seconds. At most `max_queue` texts wait. gathered: called with the size of each batch.
     """
 
@@ -64,8 +74,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as thread:
             while await self._gather():
-                batch = [self._queue.popleft() for _ in range(min(self.max_batch, len(self._queue)))]
-                batch = [waiting for waiting in batch if not waiting.logits.cancelled()]  # by who did not wait
+                batch = [waiting for waiting in self._take() if not waiting.logits.cancelled()]  # by who did not wait
                 if not batch:
                     continue
                 self.gathered(len(batch))
@@ -87,6 +96,15 @@ class Batcher:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._told(), left)
         return bool(self._queue)
+
+    def _take(self) -> list[_Waiting]:
+        """A batch out of the queue."""
+        first, *others = itertools.islice(self._queue, _CHOICE * self.max_batch)
+        others.sort(key=lambda waiting: abs(waiting.length - first.length))
+        batch = [first, *others[: self.max_batch - 1]]
+        taken = set(map(id, batch))
+        self._queue = deque(waiting for waiting in self._queue if id(waiting) not in taken)
+        return batch
 
     async def _told(self) -> None:
         self._news.clear()

@@ -24,7 +24,7 @@ from deploy.classify import ENGINES, FLOAT, INT8, OPENVINO, files_of
 
 # In a process of its own: how long loading takes, and the most memory up to the end of one batch. Prints both.
 _LOAD_TORCH = """
-import resource, sys, time
+import sys, time
 import torch
 from transformers import AutoModelForSequenceClassification
 
@@ -35,10 +35,9 @@ seconds = time.perf_counter() - begin
 ids = torch.ones(int(sys.argv[2]), int(sys.argv[3]), dtype=torch.long)
 with torch.inference_mode():
     model(input_ids=ids, attention_mask=ids)
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 _LOAD_GRAPH = """
-import importlib, resource, sys, time
+import importlib, sys, time
 from pathlib import Path
 import numpy
 from deploy.classify import ENGINES
@@ -51,7 +50,11 @@ graph = engine.open(path)
 seconds = time.perf_counter() - begin
 ids = numpy.ones((int(sys.argv[2]), int(sys.argv[3])), numpy.int64)
 graph(dict.fromkeys(graph.inputs, ids))
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+# getrusage would tell of the process that this one was started by, too.
+_SAY = """
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(seconds, status["VmHWM"].split()[0])
 """
 
 
@@ -208,7 +211,7 @@ def weigh(candidate: Candidate, batch: int, length: int) -> dict:
     """Megabytes on disk, seconds to load, and the most memory up to the end of a batch, in a process of its own."""
     in_torch = [candidate.form.dtype] if candidate.form.dtype else []
     arguments = [candidate.folder if in_torch else candidate.file, batch, length, *in_torch]
-    command = [sys.executable, "-c", candidate.form.program, *map(str, arguments)]
+    command = [sys.executable, "-c", candidate.form.program + _SAY, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{candidate.file}: cannot be run: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")

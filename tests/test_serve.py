@@ -21,7 +21,7 @@ from test_classify import bare_environment, save_student, tokenizer  # noqa: F40
 
 from deploy.batcher import Batcher, QueueFull
 from deploy.classify import Classifier
-from deploy.serve import read_options
+from deploy.serve import listen, read_options
 from deploy.server import Limits, make_app
 
 NAMES = ["ah", "bee", "sea"]
@@ -33,7 +33,7 @@ def served(classifier, **limits):
     limits = {"max_batch": 8, "max_wait": 0.001, "max_queue": 100, "max_texts": 20, "max_bytes": 2000} | limits
     app = make_app(classifier, Limits(**limits))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -142,6 +142,19 @@ def test_health_metrics_and_openapi(student):
         assert ask(port, "/docs")[0] == 200 and ask(port, "/other")[0] == 404
 
 
+def test_answers_are_sent_at_once(student):
+    """Not when the client's machine has acknowledged the first half of them, 40 ms later."""
+    with served(Classifier(student), max_wait=0) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        seconds = []
+        for _ in range(15):
+            begin = time.perf_counter()
+            connection.request("POST", "/classify", '{"text": "a"}', {"Content-Type": "application/json"})
+            connection.getresponse().read()
+            seconds.append(time.perf_counter() - begin)
+        assert min(seconds[3:]) < 0.03  # the first ones are acknowledged at once
+
+
 class Slow:
     """A classifier that waits until it is `let` go on, and remembers its batches."""
 
@@ -238,6 +251,11 @@ def test_a_batch_is_closed_when_it_is_full_or_has_waited():
     assert time.monotonic() - begin >= 0.2
     with pytest.raises(QueueFull):
         batches_of("abcd", max_queue=3)
+
+
+def test_texts_of_similar_length_share_a_batch():
+    texts = ["a", "b" * 9, "c", "d" * 8, "e" * 9, "f" * 2]
+    assert batches_of(texts) == [["a", "c", "f" * 2], ["b" * 9, "e" * 9, "d" * 8]]
 
 
 def test_who_does_not_wait_is_not_classified():
