@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task, get_task
 from bert_finetune.option_rules import has_gpu
+from bert_finetune.paths import ending
 from bert_finetune.task_kinds import plain
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class TaskArguments:
     train_file: str | None = HfArg(
         default=None,
         help="Your own training data, and no --task_name: .csv, .tsv (without quoting), .jsonl or .json (an object a "
-        "line, or one list of objects), .parquet.",
+        "line, or one list of objects), .parquet; each also packed, with .gz or .zst behind that.",
     )
     validation_file: str | None = HfArg(default=None, help="Your own dev data, in any of these formats.")
     test_file: str | None = HfArg(
@@ -115,7 +116,7 @@ class TaskArguments:
             self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter, self.delimiter)
             if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
                 raise InputError(f"--delimiter {self.delimiter}: must be one character, such as ';', or tab")
-            if not any(path.lower().endswith(".csv") for path in self._own_files.values()):
+            if not any(ending(path) == ".csv" for path in self._own_files.values()):
                 raise InputError("--delimiter: none of your files is a .csv")
 
     @property
@@ -167,7 +168,7 @@ class TaskArguments:
         names = ["max_seq_length", "bf16", "fp16"]
         if self._own_files:
             names += ["text_column", "label_column", "decimal", "merge_case"]
-        if any(path.lower().endswith(".csv") for path in self._own_files.values()):
+        if any(ending(path) == ".csv" for path in self._own_files.values()):
             names.append("delimiter")
         return names
 

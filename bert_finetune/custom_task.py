@@ -9,6 +9,7 @@ from bert_finetune.checkpoints import class_names
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
 from bert_finetune.own_files import OwnFiles
+from bert_finetune.paths import ending
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import NO_HEADER, Table, is_sentence
 from bert_finetune.task_kinds import Classification, Regression, number, plain
@@ -59,7 +60,7 @@ def custom_task(
         classes = _classes_of_model(labels, model, where) if fine_tuned else _classes_of_data(labels, where)
         kind = Classification(classes, writes_names=True)
     if is_main_process():
-        if path.lower().endswith(".tsv"):
+        if ending(path) == ".tsv":
             _warn_of_quotes(table, text_columns)
         print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {kind.described(labels)}")
     return Task(

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
 from bert_finetune.own_files import OwnFiles
+from bert_finetune.paths import ending
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import Table, read_tsv
 
@@ -141,7 +142,7 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_lengt
 def load_held_out(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
     """A file with the task's text columns, read as the user's own files are, or, where it is a .tsv of a GLUE task, as
     GLUE's; with `labels` where it has their column and they are not all missing."""
-    if task.own_files is None and path.suffix.lower() != ".tsv":
+    if task.own_files is None and ending(path) != ".tsv":
         task = replace(task, own_files=OwnFiles(task.label_column))
     files = task.own_files or GlueFiles(task)
     table = files.read(path)

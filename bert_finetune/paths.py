@@ -1,8 +1,17 @@
-"""Paths as others are shown them: without what is private to this machine."""
+"""What paths say: which format a file has, and, without what is private to this machine, where others find it."""
 
 import os
 import shlex
 from pathlib import Path
+
+# A file's last ending -> how it is packed.
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+
+
+def ending(path: str | Path) -> str:
+    """The ending that says what format a file has, in lower case; of a packed one the one before: .csv of a.CSV.gz."""
+    path = Path(path)
+    return (Path(path.stem) if path.suffix.lower() in PACKED else path).suffix.lower()
 
 
 def for_others(value):

@@ -18,6 +18,7 @@ import pyarrow
 from pyarrow import parquet
 
 from bert_finetune.errors import InputError, reason
+from bert_finetune.paths import PACKED, ending
 
 # Between a CSV file's fields -> what a message calls it. The first that splits a header best is taken.
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -25,10 +26,10 @@ _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 # How files begin that are not what their name says, or stand for another.
 _PARQUET = b"PAR1"
 _OTHER_KINDS = {
-    b"\x1f\x8b": "a gzip file; unpack it first",
+    b"\x1f\x8b": "a gzip file; its name must end in .gz",
     b"BZh91AY&SY": "a bzip2 file; unpack it first",
     b"\xfd7zXZ": "an xz file; unpack it first",
-    b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd file; its name must end in .zst",
     b"PK\x03\x04": "a zip file or an Excel workbook; unpack it, or save the table as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook; save the table as CSV",
     _PARQUET: "a Parquet file; its name must end in .parquet",
@@ -113,16 +114,20 @@ def is_sentence(name: str) -> bool:
 
 
 def read_table(path: str | Path, delimiter: str | None = None) -> Table:
-    """Read a file of the user's own by the ending of its name: .tsv, .csv, .json, .jsonl or .parquet, in any case.
+    """Read a file of the user's own by the ending of its name: .tsv, .csv, .json, .jsonl or .parquet, in any case, and
+    with .gz or .zst behind it where it is packed.
 
     Blanks around the columns' names are no part of them. `delimiter`: between the fields of a CSV file; None: found.
     Raises InputError for another ending, and for a file that is missing, empty, malformed, or text but not UTF-8.
     """
     path = Path(path)
-    ending = path.suffix.lower()
-    if ending not in _READERS:
-        raise InputError(f"{path}: files are read by their ending, which must be {', '.join(_READERS)}")
-    table = read_csv(path, delimiter) if ending == ".csv" else _READERS[ending](path)
+    kind = ending(path)
+    if kind not in _READERS:
+        raise InputError(
+            f"{path}: files are read by their ending, which must be {', '.join(_READERS)}, or one of these and "
+            f"{' or '.join(PACKED)}"
+        )
+    table = read_csv(path, delimiter) if kind == ".csv" else _READERS[kind](path)
     if not table.rows:
         raise InputError(f"{path}: the file holds no row of data")
     return replace(table, columns=tuple(name.strip("\ufeff\u200b \t\r\n\xa0") for name in table.columns))
@@ -350,12 +355,20 @@ def _lines(numbers: list[int]) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
+    """What a file holds, unpacked."""
     try:
-        return path.read_bytes()
+        raw = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    packing = PACKED.get(path.suffix.lower())
+    if packing is None:
+        return raw
+    try:
+        return pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), packing).read()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a whole {packing} file: {reason(error)}") from error
 
 
 def _check_kind(path: Path, raw: bytes) -> None:

@@ -312,7 +312,7 @@ REFUSED = {
     "too many.csv": Case(
         "text;label\na;b;x\n", refused="line 2: 3 fields where the header has 2; text with a semicolon"
     ),
-    "gzip.csv": Case(gzip.compress(b"text,label\n"), refused="gzip.csv: a gzip file; unpack it first"),
+    "gzip.csv": Case(gzip.compress(b"text,label\n"), refused="gzip.csv: a gzip file; its name must end in .gz"),
     "gzip.tsv": Case(gzip.compress(b"text\tlabel\n"), refused="gzip.tsv: a gzip file"),
     "gzip.jsonl": Case(gzip.compress(LINES.encode()), refused="gzip.jsonl: a gzip file"),
     "gzip.parquet": Case(gzip.compress(arrow({"text": ["a"]})), refused="gzip.parquet: a gzip file"),

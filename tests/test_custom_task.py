@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import save_bert
 from glue_files import sentence
-from test_tables import write
+from test_tables import packed, write
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from bert_emd.emd_task_distill import main as distil
@@ -42,7 +42,7 @@ def moody_teacher(tmp_path_factory):
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl.gz", "json", "parquet.zst"])
 def test_the_engineer_s_path(ending, moody_teacher, tmp_path, capsys):
     """A fine-tuned model and files in, a smaller model with the same label names out, in one command."""
 
@@ -51,7 +51,9 @@ def test_the_engineer_s_path(ending, moody_teacher, tmp_path, capsys):
         if ending == "tsv":
             path.write_text("".join("\t".join(row) + "\n" for row in [("review", "mood"), *rows]))
             return path
-        return write(path, ["review", "mood"], rows)
+        ending_of_format, _, packing = ending.partition(".")
+        plain = write(tmp_path / f"{name}.{ending_of_format}", ["review", "mood"], rows)
+        return packed(plain, packing) if packing else plain
 
     train, dev = table("train", examples(24, MOODS)), table("dev", examples(12, MOODS, seed=1))
     out = tmp_path / "out"

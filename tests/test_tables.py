@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import sys
 
@@ -42,6 +43,16 @@ def write(path, columns, rows):
         objects = [dict(zip(columns, row, strict=True)) for row in rows]
         path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in objects), encoding="utf-8")
     return path
+
+
+def packed(path, packing):
+    """The same file packed, gz or zst, and the plain one gone."""
+    into = path.with_name(f"{path.name}.{packing}")
+    content = path.read_bytes()
+    codec = {"gz": "gzip", "zst": "zstd"}[packing.lower()]
+    into.write_bytes(gzip.compress(content) if codec == "gzip" else pyarrow.compress(content, codec, asbytes=True))
+    path.unlink()
+    return into
 
 
 def texts(table):
@@ -90,6 +101,22 @@ def test_json_and_parquet_values(tmp_path):
     # pandas keeps whole numbers with a gap as floats, and some programs keep text as bytes.
     parquet.write_table(pyarrow.table({"text": ["café".encode(), b""], "label": [1.0, None]}), path)
     assert texts(read_table(path)) == [["café", "1"], ["", None]]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst", "GZ"])
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_packed_files(ending, packing, tmp_path):
+    rows = [("one, two", "1"), ("three", "0")] * 500
+    path = packed(write(tmp_path / f"table.{ending}", ["text", "label"], rows), packing)
+    assert [tuple(row) for row in read_table(path).rows] == rows
+    whole = path.read_bytes()
+    if ending == "csv":
+        path.write_bytes(whole + packed(write(tmp_path / "more.csv", ["more", "1"], rows), packing).read_bytes())
+        assert len(read_table(path).rows) == 2001  # packed in two parts, as programs do
+    for damaged in (whole[: len(whole) // 2], b"text,label\na,1\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"table\.\w+\.\w+: not a whole (gzip|zstd) file: "):
+            read_table(path)
 
 
 BAD = {
