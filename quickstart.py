@@ -262,7 +262,7 @@ def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) ->
     if exported:
         said = json.loads((export / "export.json").read_text())
         size = replace(student, megabytes=said["megabytes"]["int8"], milliseconds=each[-1])
-        add("EMD, int8", said["figures"]["int8"], size)
+        add("EMD, int8" if found[0].device.type == "cpu" else "EMD, int8 (CPU)", said["figures"]["int8"], size)
     write_atomically(folder / "results.md", "\n".join(table) + "\n")
     print("\n".join(table))
     print(f"\ntable: {folder / 'results.md'}\npicture of the flow between layers: {models['EMD'] / 'flow.png'}")

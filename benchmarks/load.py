@@ -28,7 +28,7 @@ from bert_finetune.files import write_atomically, write_json
 from bert_finetune.footprint import processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVERS = {"one at a time": ["--max_batch", "1", "--max_wait_ms", "0"], "batches": []}
+SERVERS = {"one at a time": ["--max_batch", "1"], "batches": []}
 
 
 @dataclass
@@ -100,14 +100,18 @@ async def _put_load(port: int, texts: list[str], clients: int, requests: int | N
 
 def measure(model: Path, texts: list[str], clients: int, requests: int, rounds: int) -> dict:
     """Both servers in turns, and a stop of the second."""
-    servers = {name: Server.start(model, options) for name, options in SERVERS.items()}
-    answered = dict.fromkeys(servers, 0)
-    loads: dict[str, list[Load]] = {name: [] for name in servers}
+    servers: dict[str, Server] = {}
+    loads: dict[str, list[Load]] = {name: [] for name in SERVERS}
+    answered = 0  # by the second
     try:
+        for name, options in SERVERS.items():
+            servers[name] = Server.start(model, options)
         for number in range(rounds + 1):  # the first is a warm-up
             for name, server in servers.items():
                 load = put_load(server.port, texts, clients, requests)
-                answered[name] += len(load.seconds)
+                if load.unanswered:
+                    raise InputError(f"{name}: {load.unanswered} connections were lost")
+                answered += len(load.seconds) if name == "batches" else 0
                 if number:
                     loads[name].append(load)
         found = {name: summary(of_it) for name, of_it in loads.items()}
@@ -117,12 +121,14 @@ def measure(model: Path, texts: list[str], clients: int, requests: int, rounds: 
         stopping.start()
         load = put_load(last.port, texts, clients, None)
         stopping.join()
-        answered["batches"] += len(load.seconds)
+        answered += len(load.seconds)
     finally:
         for server in servers.values():
             server.process.kill()
-    stop = {"answers_sent": said[0], "answers_received": answered["batches"], "turned_away": load.unanswered}
-    return {"servers": found, "stop": stop | {"lost": said[0] - answered["batches"]}}
+    if not said:
+        raise InputError("the server has not stopped within a minute")
+    stop = {"answers_sent": said[0], "answers_received": answered, "unanswered": load.unanswered}
+    return {"servers": found, "stop": stop | {"lost": said[0] - answered}}
 
 
 def summary(loads: list[Load]) -> dict[str, float]:
@@ -145,7 +151,7 @@ def as_markdown(found: dict) -> str:
         f"{found['clients']} clients, {found['rounds']} rounds of {found['requests']} requests of one text each, after "
         f"a warm-up; {found['model']}; {os.cpu_count()} cores of {found['processor']}, which clients and server share. "
         f"Stopped under load: {stop['answers_sent']} answers sent and {stop['answers_received']} received, "
-        f"{stop['lost']} lost; {stop['turned_away']} requests came too late and were not taken in.",
+        f"{stop['lost']} lost; {stop['unanswered']} connections ended without one more.",
     ]
     return "\n".join(rows) + "\n"
 

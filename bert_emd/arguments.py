@@ -67,6 +67,12 @@ class DistillationArguments:
         + ". For a narrower student these are projected onto the principal directions of the teacher's hidden states "
         "on the training text.",
     )
+    unlabeled_file: str | None = HfArg(
+        default=None,
+        help="More texts to train on, in any format that --train_file takes, or .txt with a text a line; several files "
+        "with commas between, or a pattern (texts/*.txt). The teacher answers for them, and labels that they may have "
+        "are not looked at.",
+    )
     agreement_file: str | None = HfArg(
         default=None,
         help="File in any format that --test_file takes, with the text columns of the task and with or without labels: "

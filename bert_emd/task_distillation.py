@@ -2,11 +2,12 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bert_emd.arguments import DistillationArguments
@@ -27,13 +28,13 @@ from bert_emd.teacher_answers import CachePlan, plan_cache
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
-from bert_finetune.data import load_datasets, load_held_out
+from bert_finetune.data import TaskDatasets, load_datasets, load_held_out, load_unlabelled
 from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
 from bert_finetune.finishing import Ending, finish, write_predictions
 from bert_finetune.glue import Task
 from bert_finetune.outputs import check_output_dir, describe_experiment, output_folder, write_run_description
-from bert_finetune.paths import for_others
+from bert_finetune.paths import for_others, several
 from bert_finetune.processes import is_main_process
 from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
@@ -46,9 +47,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     """Train a student, save the best one and its results; predict the test set where asked for."""
     check_output_dir(args, distillation.teacher_model, distillation.student_model)
     open_repository(args, distillation.student_model)
-    task = task_args.load_task(
-        load_config(distillation.teacher_model, "--teacher_model"), fine_tuned=True, splits=args.splits
-    )
+    teachers_config = load_config(distillation.teacher_model, "--teacher_model")
+    task = task_args.load_task(teachers_config, fine_tuned=True, splits=args.splits, unlabelled=distillation.alpha == 1)
     task.check_metric(args.metric_for_best_model, *AGREEMENT)
     if not distillation.one_step and not distillation.pred_distill:
         args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
@@ -67,7 +67,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         check_length(model.config, task_args.max_seq_length)
     mapping = make_mapping(distillation, student.config, teacher.config)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
-    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits, unlabelled=True)
+    datasets = with_unlabelled(datasets, distillation, task, tokenizer, task_args.max_seq_length)
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     check_batch(args, datasets.train)
     costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
@@ -173,6 +174,28 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
         print(all_figures(figures))
     write_predictions(trainer, datasets.test)
     push(args)
+
+
+def with_unlabelled(
+    datasets: TaskDatasets,
+    distillation: DistillationArguments,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+) -> TaskDatasets:
+    """With the texts of each `--unlabeled_file` behind the training rows; says how many rows have no label. Raises
+    InputError where nothing teaches such rows."""
+    paths = several("--unlabeled_file", distillation.unlabeled_file) if distillation.unlabeled_file else []
+    features = datasets.train.features
+    more = [load_unlabelled(task, path, tokenizer, max_seq_length).cast(features) for path in paths]
+    train = concatenate_datasets([datasets.train, *more])
+    labels = np.array(train["labels"])
+    without = int((np.isnan(labels) | (labels == task.kind.no_label)).sum())
+    if without and distillation.alpha == 0 and distillation.layer_mapping == "none":
+        raise InputError(f"{without} training rows have no label, and with --alpha 0 and no layer losses nothing else")
+    if without and is_main_process():
+        print(f"{len(train)} training rows, {without} of them without a label: these learn from the teacher alone")
+    return replace(datasets, train=train)
 
 
 def load_agreement_file(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
 MAY_CHANGE = """
     output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file agreement_file
+    unlabeled_file
     model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir teacher_cache_limit
     do_train do_eval do_predict
     per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit
@@ -134,10 +135,13 @@ class TaskArguments:
         """What `class_names` says; empty where it is left out."""
         return [] if self.class_names is None else [name.strip() for name in self.class_names.split(",")]
 
-    def load_task(self, model: "PreTrainedConfig", fine_tuned: bool, splits: list[str]) -> Task:
+    def load_task(
+        self, model: "PreTrainedConfig", fine_tuned: bool, splits: list[str], unlabelled: bool = False
+    ) -> Task:
         """The task; what the user's own files say of it is found with the help of the model it is for, and printed.
 
-        `splits`: which of "train", "dev" and "test" the run reads. Raises InputError where there is no file for one.
+        `splits`: which of "train", "dev" and "test" the run reads. unlabelled: training rows need no labels.
+        Raises InputError where there is no file for one.
         """
         if self.output_names and not fine_tuned:
             raise InputError("--class_names: is for a model that is fine-tuned already; leave it out for training")
@@ -159,6 +163,7 @@ class TaskArguments:
             self.regression,
             model,
             fine_tuned,
+            unlabelled,
         )
 
     @property

@@ -27,6 +27,7 @@ def custom_task(
     regression: bool | None,
     model: PreTrainedConfig,
     fine_tuned: bool,
+    unlabelled: bool = False,
 ) -> Task:
     """The task behind the user's own files, which is printed.
 
@@ -37,8 +38,12 @@ def custom_task(
         or by number (label 1 is its class 1). Otherwise the classes are the different labels in the file.
     Raises InputError for columns that are not there, and labels that are not the model's.
     """
+    label_column = own_files.label_column
     split, path = next(iter(files.items()))
-    table, label_column = own_files.read(path), own_files.label_column
+    table = own_files.read(path)
+    if unlabelled and split == "train" and label_column not in table.columns and "dev" in files:
+        split, path = "dev", files["dev"]
+        table = own_files.read(path)
     if split != "test":
         table.column(label_column)
     text_columns = text_columns or _only_text_column(table, own_files)

@@ -16,7 +16,7 @@ from bert_finetune.glue import Task
 from bert_finetune.own_files import OwnFiles
 from bert_finetune.paths import ending
 from bert_finetune.processes import is_main_process
-from bert_finetune.tables import Table, read_tsv
+from bert_finetune.tables import PLAIN, TEXT, Table, read_tsv
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,20 @@ class GlueFiles:
         return self.texts(table, self.task.label_column)
 
 
-def load_split(task: Task, path: Path, split: str) -> Dataset:
+def load_split(task: Task, path: Path, split: str, unlabelled: bool = False) -> Dataset:
     """One file of a task as a dataset with columns `text_a`, `text_b` (pairs only) and `label` (not for a test file).
 
-    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text. Rows with too few fields
-    are an error that names the line; where the official file is known to hold some (QQP's train and dev) they are
-    counted, reported and left out, and in a test file they are reported and kept with the missing text empty, so that
-    row i of the file stays prediction i.
+    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text; with `unlabelled` rows
+    of the user's own files, or their column, may be without them, and have the kind's `no_label`. Rows with too few
+    fields are an error that names the line; where the official file is known to hold some (QQP's train and dev) they
+    are counted, reported and left out, and in a test file they are reported and kept with the missing text empty, so
+    that row i of the file stays prediction i.
     """
     files = task.own_files or GlueFiles(task)
-    table = _with_full_rows(files.read(path), task, split)
+    table = files.read(path)
+    unlabelled &= task.own_files is not None
+    without = unlabelled and task.label_column not in table.columns
+    table = _with_full_rows(table, task, "test" if without else split)
     if not table.rows:
         raise InputError(f"{path}: the file holds no usable row of data")
     columns = {
@@ -58,10 +62,11 @@ def load_split(task: Task, path: Path, split: str) -> Dataset:
         for name, column in zip(("text_a", "text_b"), task.columns, strict=False)
     }
     if split != "test":
+        labels = [None] * len(table.rows) if without else files.labels(table)
         columns["label"] = []
-        for k, label in enumerate(_present(files.labels(table), table, task.label_column)):
+        for k, label in enumerate(labels if unlabelled else _present(labels, table, task.label_column)):
             try:
-                columns["label"].append(task.kind.read(label, task.name))
+                columns["label"].append(task.kind.no_label if label is None else task.kind.read(label, task.name))
             except ValueError as error:
                 raise InputError(f"{table.place(k)}: {error}") from error
     return Dataset.from_dict(columns)
@@ -140,14 +145,32 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_lengt
 
 
 def load_held_out(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
-    """A file with the task's text columns, read as the user's own files are, or, where it is a .tsv of a GLUE task, as
-    GLUE's; with `labels` where it has their column and they are not all missing."""
-    if task.own_files is None and ending(path) != ".tsv":
-        task = replace(task, own_files=OwnFiles(task.label_column))
+    """A file with the task's text columns, read as `_as_own_file` says; with `labels` where it has their column and
+    they are not all missing."""
+    task = _as_own_file(task, path)
     files = task.own_files or GlueFiles(task)
     table = files.read(path)
     labelled = task.label_column in table.columns and any(label is not None for label in files.labels(table))
     return tokenize(load_split(task, path, "dev" if labelled else "test"), tokenizer, max_seq_length)
+
+
+def load_unlabelled(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
+    """A file's texts, read as `_as_own_file` says, as training rows without labels, whatever labels it has."""
+    rows = load_split(_as_own_file(task, path), path, "test")
+    rows = rows.add_column("label", [task.kind.no_label] * len(rows))
+    return tokenize(rows, tokenizer, max_seq_length)
+
+
+def _as_own_file(task: Task, path: Path) -> Task:
+    """The task of a file that is not one of its own: read as the user's own files are, or, where it is a .tsv of a GLUE
+    task, as GLUE's; of plain text, a text a line. Raises InputError for plain text where the task has pairs."""
+    if ending(path) == PLAIN:
+        if len(task.columns) > 1:
+            raise InputError(f"{path}: a text a line, and {task.name} has pairs of texts")
+        task = replace(task, columns=(TEXT,))
+    if task.own_files is None and ending(path) != ".tsv":
+        task = replace(task, own_files=OwnFiles(task.label_column))
+    return task
 
 
 @dataclass(frozen=True)
@@ -165,15 +188,17 @@ def load_datasets(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     splits: list[str],
+    unlabelled: bool = False,
 ) -> TaskDatasets:
     """Read and tokenise the `splits` asked for, of "train", "dev" and "test".
 
-    `file` gives the path of one of the task's files by its name. A test file that need not be there, and is not, is
-    reported and left out.
+    `file` gives the path of one of the task's files by its name. unlabelled: training rows of the user's own files may
+    be without labels. A test file that need not be there, and is not, is reported and left out.
     """
 
     def load(name: str, split: str) -> Dataset:
-        return tokenize(load_split(task, file(name), split), tokenizer, max_seq_length)
+        rows = load_split(task, file(name), split, unlabelled and split == "train")
+        return tokenize(rows, tokenizer, max_seq_length)
 
     wanted = list(task.test) if "test" in splits else []
     for split in [split for split in wanted if split in task.optional and not file(task.test[split]).exists()]:

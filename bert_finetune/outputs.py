@@ -117,8 +117,8 @@ _REPLACED = ".replaced"
 
 
 def _run_files(folder: Path) -> list[Path]:
-    # What deploy/ has made of a run's model goes with it.
-    exports = [path.parent for path in folder.glob("*/export.json")]
+    # What deploy/export_student.py has made of a run's model goes with it.
+    exports = [folder / name for name in ("onnx", "openvino") if (folder / name / "export.json").is_file()]
     return [path for pattern in _RUN_FILES for path in folder.glob(pattern)] + exports + checkpoints(folder)
 
 

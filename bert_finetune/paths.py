@@ -1,8 +1,11 @@
 """What paths say: which format a file has, and, without what is private to this machine, where others find it."""
 
+import glob
 import os
 import shlex
 from pathlib import Path
+
+from bert_finetune.errors import InputError
 
 # A file's last ending -> how it is packed.
 PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -12,6 +15,20 @@ def ending(path: str | Path) -> str:
     """The ending that says what format a file has, in lower case; of a packed one the one before: .csv of a.CSV.gz."""
     path = Path(path)
     return (Path(path.stem) if path.suffix.lower() in PACKED else path).suffix.lower()
+
+
+def several(option: str, paths: str) -> list[Path]:
+    """The files of an option that takes several, with commas between them, and patterns of names. Raises InputError for
+    one that is not there."""
+    if Path(paths).exists():
+        return [Path(paths)]
+    found = []
+    for part in filter(None, map(str.strip, paths.split(","))):
+        here = [part] if Path(part).exists() else sorted(glob.glob(part, recursive=True))
+        if not here:
+            raise InputError(f"{option} {part}: no such file")
+        found += map(Path, here)
+    return found
 
 
 def for_others(value):

@@ -20,6 +20,9 @@ from pyarrow import parquet
 from bert_finetune.errors import InputError, reason
 from bert_finetune.paths import PACKED, ending
 
+# Plain text's ending, and what its only column is called.
+PLAIN, TEXT = ".txt", "text"
+
 # Between a CSV file's fields -> what a message calls it. The first that splits a header best is taken.
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
@@ -114,8 +117,8 @@ def is_sentence(name: str) -> bool:
 
 
 def read_table(path: str | Path, delimiter: str | None = None) -> Table:
-    """Read a file of the user's own by the ending of its name: .tsv, .csv, .json, .jsonl or .parquet, in any case, and
-    with .gz or .zst behind it where it is packed.
+    """Read a file of the user's own by the ending of its name: .tsv, .csv, .json, .jsonl, .parquet or .txt, in any
+    case, and with .gz or .zst behind it where it is packed.
 
     Blanks around the columns' names are no part of them. `delimiter`: between the fields of a CSV file; None: found.
     Raises InputError for another ending, and for a file that is missing, empty, malformed, or text but not UTF-8.
@@ -338,6 +341,13 @@ def _class_label(value: int | None, names: list[str], what: str) -> str | None:
     return str(names[value])
 
 
+def read_lines(path: Path) -> Table:
+    """Read plain text: a text a line, in a column called `TEXT`. Blank lines are no rows."""
+    lines = [(k, line.removesuffix("\r")) for k, line in enumerate(_read_text(path).split("\n"), 1)]
+    rows = [(k, line) for k, line in lines if line.strip()]
+    return Table(path, (TEXT,), [[line] for _, line in rows], [k for k, _ in rows])
+
+
 # A file's ending -> who reads it.
 _READERS = {
     ".tsv": read_own_tsv,
@@ -345,6 +355,7 @@ _READERS = {
     ".json": read_json,
     ".jsonl": read_json,
     ".parquet": read_parquet,
+    PLAIN: read_lines,
 }
 
 

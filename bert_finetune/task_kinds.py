@@ -40,6 +40,8 @@ class TaskKind(ABC):
     own_metric: ClassVar[str]
     # The figure that says how alike two models' answers are.
     agreement_figure: ClassVar[str]
+    # What stands in the place of a training row's label that has none.
+    no_label: ClassVar[int | float]
 
     @property
     @abstractmethod
@@ -88,7 +90,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def hard_loss(self, logits, labels):
-        """The loss against the true labels: tensors, a scalar; the mean over examples."""
+        """The loss against the true labels: tensors, a scalar; the mean over examples, 0 for those without a label."""
 
     @abstractmethod
     def soft_loss(self, student_logits, teacher_logits, temperature: float, mean_over_classes: bool = False):
@@ -154,6 +156,7 @@ class Classification(TaskKind):
     own_figures = ("accuracy", "macro_f1", "mcc")
     own_metric = "accuracy"
     agreement_figure = "accuracy"
+    no_label = -100
 
     @property
     def output_names(self) -> list[str]:
@@ -212,7 +215,8 @@ class Classification(TaskKind):
         """The cross-entropy."""
         from torch.nn import functional
 
-        return functional.cross_entropy(logits, labels.view(-1))
+        labels = labels.view(-1)
+        return functional.cross_entropy(logits, labels, ignore_index=self.no_label, reduction="sum") / len(labels)
 
     def soft_loss(self, student_logits, teacher_logits, temperature: float, mean_over_classes: bool = False):
         """T² · KL(p^T || p^S), p = softmax(z / T), the mean over examples; or, with `mean_over_classes`, the
@@ -281,6 +285,7 @@ class Regression(TaskKind):
     own_figures = ("pearson", "spearman", "corr")
     own_metric = "spearman"
     agreement_figure = "pearson"
+    no_label = math.nan
 
     @property
     def output_names(self) -> list[str]:
@@ -322,9 +327,11 @@ class Regression(TaskKind):
 
     def hard_loss(self, logits, labels):
         """The mean squared error."""
+        import torch
         from torch.nn import functional
 
-        return functional.mse_loss(logits.view(-1), labels.view(-1).float())
+        logits, labels = logits.view(-1), labels.view(-1).float()
+        return functional.mse_loss(logits, torch.where(labels.isnan(), logits.detach(), labels))
 
     def soft_loss(self, student_logits, teacher_logits, temperature: float, mean_over_classes: bool = False):
         """The mean squared error; a score has neither temperature nor classes."""
@@ -332,7 +339,8 @@ class Regression(TaskKind):
 
     def unit_of_loss(self, labels: np.ndarray) -> float:
         """The scores' variance, the loss of the best constant answer; 1 where all are the same."""
-        return float(np.var(labels)) or 1.0
+        known = labels[~np.isnan(labels)]
+        return float(np.var(known)) or 1.0 if len(known) else 1.0
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
         """The scores themselves."""

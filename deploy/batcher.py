@@ -87,14 +87,17 @@ class Batcher:
 
     async def _gather(self) -> bool:
         """Wait for a batch. Returns whether there is one; there is none once all is closed."""
+        # News are forgotten before a look at what there is, and not after it.
         while not self._queue and not self._closing:
-            await self._told()
+            self._news.clear()
+            await self._news.wait()
         while self._queue and len(self._queue) < self.max_batch and not self._closing:
             left = self._queue[0].since + self.max_wait - asyncio.get_running_loop().time()
             if left <= 0:
                 break
+            self._news.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._told(), left)
+                await asyncio.wait_for(self._news.wait(), left)
         return bool(self._queue)
 
     def _take(self) -> list[_Waiting]:
@@ -105,10 +108,6 @@ class Batcher:
         taken = set(map(id, batch))
         self._queue = deque(waiting for waiting in self._queue if id(waiting) not in taken)
         return batch
-
-    async def _told(self) -> None:
-        self._news.clear()
-        await self._news.wait()
 
     def close(self) -> None:
         """Let `run` end when nothing waits any more."""

@@ -42,9 +42,14 @@ def card_section(form: Format, folder: Path, task: Task, said: dict) -> tuple[st
         f"python deploy/classify.py --model {where} " + ('"..." "..."' if pair else '"..."'),
         "```",
         "",
-        "What licences the model has, its exports have too.",
+        "The exports have the model's licence.",
     ]
 
 
 def _heading(key: str) -> str:
-    return key.removeprefix("eval_").replace("student_agreement", "as PyTorch").replace("agreement", "as the teacher")
+    return (
+        key.removeprefix("eval_")
+        .replace("student_agreement", "as PyTorch")
+        .replace("agreement", "as the teacher")
+        .replace("_as", " as")
+    )

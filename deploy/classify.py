@@ -81,6 +81,12 @@ class OpenVinoGraph:
         return self._model(batch)["logits"]
 
 
+def batch_of(graph: OnnxGraph | OpenVinoGraph, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch (texts, tokens) without padding, of single texts."""
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {name: batch[name] for name in graph.inputs}
+
+
 @dataclass(frozen=True)
 class Engine:
     """What runs the files of one ending: a Python package, by its name, and how it opens them."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bert_finetune.errors import ArgumentParser, InputError, reading, reports_input_errors
 from bert_finetune.files import as_csv, write_atomically, write_json
-from deploy.classify import ENGINES, FLOAT, INT8, OPENVINO, files_of
+from deploy.classify import ENGINES, FLOAT, INT8, OPENVINO, batch_of, files_of
 
 # In a process of its own: how long loading takes, and the most memory up to the end of one batch. Prints both.
 _LOAD_TORCH = """
@@ -40,7 +40,7 @@ _LOAD_GRAPH = """
 import importlib, sys, time
 from pathlib import Path
 import numpy
-from deploy.classify import ENGINES
+from deploy.classify import ENGINES, batch_of
 
 path = Path(sys.argv[1])
 engine = ENGINES[path.suffix]
@@ -49,12 +49,17 @@ begin = time.perf_counter()
 graph = engine.open(path)
 seconds = time.perf_counter() - begin
 ids = numpy.ones((int(sys.argv[2]), int(sys.argv[3])), numpy.int64)
-graph(dict.fromkeys(graph.inputs, ids))
+graph(batch_of(graph, ids))
 """
-# getrusage would tell of the process that this one was started by, too.
+# On Linux, getrusage would tell of the process that this one was started by, too.
 _SAY = """
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(seconds, status["VmHWM"].split()[0])
+try:
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    kilobytes = int(status["VmHWM"].split()[0])
+except OSError:
+    import resource
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+print(seconds, kilobytes)
 """
 
 
@@ -244,7 +249,7 @@ def _runner(candidate: Candidate) -> Callable[[int, int], Callable[[], object]]:
         graph = ENGINES[candidate.file.suffix].open(candidate.file, torch.get_num_threads(), spin=False)
 
         def make(batch: int, length: int) -> Callable[[], object]:
-            inputs = dict.fromkeys(graph.inputs, np.ones((batch, length), np.int64))
+            inputs = batch_of(graph, np.ones((batch, length), np.int64))
             return lambda: graph(inputs)
 
     return make

@@ -7,24 +7,29 @@
 POST /classify takes a `text`, with its `text_pair` where the student learnt from pairs, or many `texts`, each of which
 may be a pair. GET /health says what is served, GET /metrics how it goes (Prometheus); /docs is the OpenAPI page. Past
 --max_queue the answer is 429, of a request that is too large 413. SIGTERM and Ctrl-C stop the server once it has
-answered what it has taken in. It needs neither torch nor transformers; where the project is not installed, copy the
-folder deploy/ and run python -m deploy.serve beside it.
+answered what it has taken in, within 30 seconds. It needs neither torch nor transformers, and of the project only the
+folder deploy/.
 """
 
 import argparse
+import math
 import signal
 import socket
 import sys
 from pathlib import Path
 
-from deploy.classify import FILES, Classifier, WrongInput
+# Seconds that a stop waits for requests which are not wholly there yet, or wait for their answer.
+_PATIENCE = 30
 
 
 def main(argv: list[str] | None = None) -> None:
     options = read_options(argv)
+    if not __package__:  # run as a file, perhaps where the project is not installed
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     try:
         import uvicorn
 
+        from deploy.classify import Classifier, WrongInput
         from deploy.server import Limits, make_app
     except ImportError as error:
         fail(f"needs {error.name}: pip install -r requirements-serve.txt")
@@ -39,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         options.max_batch, options.max_wait_ms / 1000, options.max_queue, options.max_texts, options.max_bytes
     )
     app = make_app(classifier, limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE)
+    server = uvicorn.Server(config)
     # The server raises a signal again when it has stopped for it; then there is nothing more to do.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
@@ -72,7 +78,7 @@ def fail(said: str) -> None:
 def read_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the folder of an exported student")
-    parser.add_argument("--file", help=f"which of its models (default: the first there of {', '.join(FILES)})")
+    parser.add_argument("--file", help="which of its models (default: model_quantized.onnx, where it is there)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is for other machines too (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 is for one that is free (8000)")
     parser.add_argument("--threads", type=int, help="of a batch (default: one for each core)")
@@ -86,7 +92,7 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} {value}: give 1 or more")
-    if not options.max_wait_ms >= 0:
+    if not 0 <= options.max_wait_ms < math.inf:
         parser.error(f"--max_wait_ms {options.max_wait_ms:g}: give 0 or more")
     if not 0 <= options.port < 2**16:
         parser.error(f"--port {options.port}: there is none")

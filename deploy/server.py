@@ -12,11 +12,14 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.batcher import Batcher, QueueFull
 from deploy.classify import Classifier
+
+# So many of a request's faults are told.
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -30,32 +33,46 @@ class Limits:
     max_bytes: int
 
 
-class Question(BaseModel):
-    """A `text`, with its `text_pair` where the student learnt from pairs; or many `texts`, each of which may be a
-    pair."""
+def question_of(max_texts: int) -> type[BaseModel]:
+    """What a request to classify says, with `max_texts` texts at most."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"text": "a gripping film"}, {"texts": ["one", "another"]}]}
-    )
-    text: str | None = None
-    text_pair: str | None = None
-    texts: list[str | tuple[str, str]] | None = None
+    class Question(BaseModel):
+        """A `text`, with its `text_pair` where the student learnt from pairs; or many `texts`, each of which may be a
+        pair."""
 
-    @model_validator(mode="after")
-    def one_or_many(self) -> "Question":
-        if (self.text is None) == (self.texts is None):
-            raise ValueError("give text or texts")
-        if self.text is None and self.text_pair is not None:
-            raise ValueError("text_pair goes with text")
-        for text in itertools.chain(*self.pairs()):
-            text.encode()  # JSON has halves of letters, which are a ValueError here and not in a batch with others
-        return self
+        model_config = ConfigDict(
+            extra="forbid",
+            json_schema_extra={"examples": [{"text": "a gripping film"}, {"texts": ["one", "another"]}]},
+        )
+        text: str | None = None
+        text_pair: str | None = None
+        texts: list[str | tuple[str, str]] | None = None
 
-    def pairs(self) -> list[tuple[str, ...]]:
-        """All texts, as a classifier takes them."""
-        if self.texts is not None:
-            return [(text,) if isinstance(text, str) else text for text in self.texts]
-        return [(self.text,) if self.text_pair is None else (self.text, self.text_pair)]
+        @field_validator("texts", mode="before")
+        @classmethod
+        def few(cls, texts):
+            # Before a look at each of them, which may be a million.
+            if isinstance(texts, list) and len(texts) > max_texts:
+                raise ValueError(f"more than {max_texts} texts")
+            return texts
+
+        @model_validator(mode="after")
+        def one_or_many(self) -> "Question":
+            if (self.text is None) == (self.texts is None):
+                raise ValueError("give text or texts")
+            if self.text is None and self.text_pair is not None:
+                raise ValueError("text_pair goes with text")
+            for text in itertools.chain(*self.pairs()):
+                text.encode()  # JSON has halves of letters, which are a ValueError here and not in a batch with others
+            return self
+
+        def pairs(self) -> list[tuple[str, ...]]:
+            """All texts, as a classifier takes them."""
+            if self.texts is not None:
+                return [(text,) if isinstance(text, str) else text for text in self.texts]
+            return [(self.text,) if self.text_pair is None else (self.text, self.text_pair)]
+
+    return Question
 
 
 class Answer(BaseModel):
@@ -119,8 +136,11 @@ class Gate:
                 self.metrics.requests.labels(message["status"]).inc()
                 self.metrics.seconds.observe(time.perf_counter() - begin)
 
+        # Others would be read as something else than JSON, and not be understood.
+        kind = dict(scope["headers"]).get(b"content-type", b"application/json")
+        app = self.app if b"json" in kind else JSONResponse({"detail": "give Content-Type: application/json"}, 415)
         try:
-            await self.app(scope, limited, counted)
+            await app(scope, limited, counted)
         except Exception:
             self.metrics.requests.labels(500).inc()
             raise
@@ -128,7 +148,7 @@ class Gate:
 
 def make_app(classifier: Classifier, limits: Limits) -> FastAPI:
     """The application: POST /classify, GET /health, GET /metrics, and the OpenAPI page on /docs."""
-    metrics = Metrics()
+    metrics, Question = Metrics(), question_of(limits.max_texts)
     batcher = Batcher(
         lambda texts: classifier.logits(texts, limits.max_batch),
         limits.max_batch,
@@ -154,15 +174,17 @@ def make_app(classifier: Classifier, limits: Limits) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
         # Without the input, which may be long, or hold what JSON cannot.
-        said = [f"{'.'.join(map(str, found['loc'][1:]))}: {found['msg']}".lstrip(": ") for found in error.errors()]
+        said = [
+            f"{'.'.join(map(str, found['loc'][1:]))}: {found['msg']}".lstrip(": ") for found in error.errors()[:_LISTED]
+        ]
         return JSONResponse({"detail": "; ".join(dict.fromkeys(said))}, 422)
 
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answers:
         """Labels and probabilities, or scores, of texts."""
         texts = question.pairs()
-        if len(texts) > limits.max_texts:
-            raise HTTPException(413, f"more than {limits.max_texts} texts")
+        if app.state.running.done():
+            raise HTTPException(503, "no batches are classified any more")
         if any(len(pair) != width for pair in texts):
             raise HTTPException(422, "this student takes pairs of texts" if width == 2 else "give texts, not pairs")
         try:

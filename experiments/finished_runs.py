@@ -190,7 +190,7 @@ def find_runs(roots: list[Path]) -> tuple[list[FinishedRun], list[Unfinished]]:
         state = f"{len(unfinished)} unfinished" if unfinished else "no eval_results.json in or below it"
         raise InputError(f"{', '.join(map(str, roots))}: no finished run, {state}")
     order = {name: k for k, name in enumerate(TASKS)}
-    return sorted(runs.values(), key=lambda run: order.get(run.task.name, len(order))), unfinished
+    return sorted(runs.values(), key=lambda r: (order.get(r.task.name, len(order)), r.task.name)), unfinished
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:

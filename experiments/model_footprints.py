@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bert_finetune.errors import reading
 from bert_finetune.footprint import Footprint, classifying, time_in_turns
-from deploy.classify import ENGINES, INT8
+from deploy.classify import ENGINES, INT8, batch_of
 from experiments.comparison import TEACHER
 from experiments.finished_runs import FinishedRun
 
@@ -50,8 +50,9 @@ def model_footprints(runs: list[FinishedRun], timed: bool) -> tuple[Footprints, 
         exports = {
             _architecture(_tensors(run.folder)): run.folder / "onnx" / INT8
             for run in runs
-            if "int8" in run.export.get("figures", {}) and importlib.util.find_spec(ENGINES[".onnx"].package)
+            if (run.folder / "onnx" / INT8).is_file() and importlib.util.find_spec(ENGINES[".onnx"].package)
         }
+        exports = {architecture: path for architecture, path in exports.items() if architecture in architectures}
         milliseconds, int8, conditions = _time(architectures, exports)
     return {
         key: Footprint(
@@ -119,5 +120,5 @@ def _running(path: Path, ids: np.ndarray) -> Callable[[], object]:
     engine = ENGINES[path.suffix]
     with reading(str(path)):
         graph = engine.open(path, torch.get_num_threads(), spin=False)
-    inputs = {name: np.zeros_like(ids) if name == "token_type_ids" else np.ones_like(ids) for name in graph.inputs}
-    return lambda: graph(inputs | {"input_ids": ids})
+    inputs = batch_of(graph, ids)
+    return lambda: graph(inputs)

@@ -151,17 +151,17 @@ class Plan:
         """What reads a task's training file, and each of its dev sets. Raises InputError for one that is not there."""
         if task in self.files:
             options = self.files[task]
-            files = options["train_file"], options["validation_file"]
-            readers = {Path(file): partial(read_table, file, options.get("delimiter")) for file in files}
+            paths = [Path(options[name]) for name in ("train_file", "validation_file")]
+            readers = [partial(read_table, path, options.get("delimiter")) for path in paths]
         else:
             known = TASKS[task]
             arguments = TaskArguments(task_name=task, data_dir=self.data_dir)
             paths = [arguments.file(name) for name in (known.train, *known.dev.values())]
-            readers = {path: partial(read_tsv, path, known.headerless) for path in paths}
-        for path in readers:
+            readers = [partial(read_tsv, path, known.headerless) for path in paths]
+        for path in paths:
             if not path.is_file():
                 raise InputError(f"{self.path}: there is no {path}, of {task}")
-        return list(readers.values())
+        return readers
 
     def check_sources(self) -> None:
         """Raise InputError where data or models that the plan names are not there."""
@@ -248,7 +248,8 @@ def read_plan(path: Path) -> Plan:
         fits = _FOLDER_NAME.fullmatch(name) and name.lower() not in {"custom", *map(str.lower, TASKS)}
         check(fits, f"{where}: {name!r} cannot be the name of a task of your own")
         check(name in tasks, f"{where}: {name} is none of the plan's tasks")
-        check({"train_file", "validation_file"} <= {*options}, f"{where}: give train_file and validation_file")
+        given = all(isinstance(options.get(option), str) for option in ("train_file", "validation_file"))
+        check(given, f"{where}: give train_file and validation_file")
         for option in options:
             check(option in _FILES, f"{where}: {option} is none of {', '.join(_FILES)}")
         FILES.check(f"{path}: {where}", options)

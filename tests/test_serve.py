@@ -101,7 +101,8 @@ REFUSED = {
     "half a letter": (b'{"text": "\\ud800"}', 422, "surrogates not allowed"),
     "no UTF-8": (b'{"text": "\xff"}', 400, "There was an error parsing the body"),
     "deep": (b"[" * 1900, 400, "There was an error parsing the body"),
-    "too many texts": ({"texts": ["a"] * 21}, 413, "more than 20 texts"),
+    "too many texts": ({"texts": [1] * 21}, 422, "texts: Value error, more than 20 texts"),
+    "many faults": ({"texts": [1] * 20}, 422, "texts.0.str: Input should be a valid string; texts.0."),
     "too many bytes": ({"text": "a" * 2000}, 413, "more than 2000 bytes"),
 }
 
@@ -110,8 +111,13 @@ REFUSED = {
 def test_refused(case, port):
     body, status, detail = REFUSED[case]
     found = ask(port, body=body)
-    assert found[0] == status and detail in found[1]["detail"]
+    assert found[0] == status and detail in found[1]["detail"] and len(found[1]["detail"]) < 500
     assert labels(ask(port, body={"text": "c"})) == ["sea"]
+
+
+def test_another_type_of_content(port):
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert ask(port, body={"text": "a"}, **form) == (415, {"detail": "give Content-Type: application/json"})
 
 
 def test_a_large_body_that_does_not_say_so(port):
@@ -213,10 +219,10 @@ def test_a_batch_that_fails_is_an_error_of_its_own_requests():
 
 def test_what_has_been_taken_in_is_answered_at_the_stop():
     slow, found = Slow(), {}
-    with served(slow, max_batch=2, max_wait=10) as port:
+    with served(slow, max_batch=2, max_wait=0.2) as port:
         threads = [in_thread(found, k, port, body={"text": "x"}) for k in range(5)]
         wait_until(lambda: "classify_waiting_texts 3.0" in ask(port, "/metrics")[1])
-        threading.Timer(0.2, slow.let.set).start()  # while it stops; the last text then waits for no other
+        threading.Timer(0.2, slow.let.set).start()  # while it stops
     for thread in threads:
         thread.join()
     assert [labels(answer) for answer in found.values()] == [["bee"]] * 5
@@ -253,6 +259,20 @@ def test_a_batch_is_closed_when_it_is_full_or_has_waited():
         batches_of("abcd", max_queue=3)
 
 
+def test_a_text_that_comes_a_moment_later_is_seen():
+    async def play():
+        batcher = Batcher(lambda pairs: np.zeros((len(pairs), 1)), 2, 60, 9)
+        running = asyncio.create_task(batcher.run())
+        first = asyncio.create_task(batcher.logits([("a",)]))
+        for _ in range(4):  # at whatever moment of the other's wait
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.gather(first, batcher.logits([("b",)])), 30)
+        batcher.close()
+        await running
+
+    asyncio.run(play())
+
+
 def test_texts_of_similar_length_share_a_batch():
     texts = ["a", "b" * 9, "c", "d" * 8, "e" * 9, "f" * 2]
     assert batches_of(texts) == [["a", "c", "f" * 2], ["b" * 9, "e" * 9, "d" * 8]]
@@ -260,7 +280,7 @@ def test_texts_of_similar_length_share_a_batch():
 
 def test_who_does_not_wait_is_not_classified():
     async def play():
-        classified, go_on = [], asyncio.Event()
+        classified = []
         batcher = Batcher(lambda pairs: classified.extend(pairs) or np.zeros((len(pairs), 1)), 2, 0.02, 9)
         patient, gone = (asyncio.create_task(batcher.logits([(text,)])) for text in ("patient", "gone"))
         await asyncio.sleep(0)
@@ -269,7 +289,6 @@ def test_who_does_not_wait_is_not_classified():
         await patient
         batcher.close()
         await running
-        go_on.set()
         return classified
 
     assert asyncio.run(play()) == [("patient",)]
@@ -285,7 +304,7 @@ def test_a_bare_environment_and_a_stop_in_order(number, student, tmp_path):
     (tmp_path / "deploy").mkdir()
     for name in ("__init__", "classify", "batcher", "server", "serve"):
         shutil.copy(ROOT / f"deploy/{name}.py", tmp_path / "deploy")
-    command = [sys.executable, "-S", "-m", "deploy.serve", "--model", student, "--port", "0"]
+    command = [sys.executable, "-S", "deploy/serve.py", "--model", student, "--port", "0"]
     process = subprocess.Popen(
         list(map(str, command)),
         env=environment,
@@ -307,6 +326,7 @@ BAD = {
     "no threads": (["--threads", "0"], "--threads 0: give 1 or more"),
     "no wait": (["--max_wait_ms", "-1"], "--max_wait_ms -1: give 0 or more"),
     "not a wait": (["--max_wait_ms", "nan"], "--max_wait_ms nan: give 0 or more"),
+    "forever": (["--max_wait_ms", "inf"], "--max_wait_ms inf: give 0 or more"),
     "no port": (["--port", "70000"], "--port 70000: there is none"),
     "never": (["--max_queue", "10"], "--max_texts 256: so many could never wait, with --max_queue 10"),
 }
