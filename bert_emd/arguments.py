@@ -70,8 +70,8 @@ class DistillationArguments:
     unlabeled_file: str | None = HfArg(
         default=None,
         help="More texts to train on, in any format that --train_file takes, or .txt with a text a line; several files "
-        "with commas between, or a pattern (texts/*.txt). The teacher answers for them, and labels that they may have "
-        "are not looked at.",
+        "with commas between, a pattern (texts/*.txt), or a folder of .parquet files. The teacher answers for them, "
+        "and labels that they may have are not looked at.",
     )
     agreement_file: str | None = HfArg(
         default=None,

@@ -61,7 +61,8 @@ class TaskArguments:
     )
     train_file: str | None = HfArg(
         default=None,
-        help="Your own training data, and no --task_name: .csv, .tsv (without quoting), .jsonl or .json (an object a "
+        help="Your own training data, and no --task_name; several files with commas between, a pattern "
+        "(train-*.csv), or a folder of .parquet files: .csv, .tsv (without quoting), .jsonl or .json (an object a "
         "line, or one list of objects), .parquet; each also packed, with .gz or .zst behind that.",
     )
     validation_file: str | None = HfArg(default=None, help="Your own dev data, in any of these formats.")
@@ -117,13 +118,17 @@ class TaskArguments:
             self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter, self.delimiter)
             if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
                 raise InputError(f"--delimiter {self.delimiter}: must be one character, such as ';', or tab")
-            if not any(ending(path) == ".csv" for path in self._own_files.values()):
+            if not self._has_csv:
                 raise InputError("--delimiter: none of your files is a .csv")
 
     @property
     def _own_files(self) -> dict[str, str]:
         files = {"train": self.train_file, "dev": self.validation_file, "test": self.test_file}
         return {split: path for split, path in files.items() if path}
+
+    @property
+    def _has_csv(self) -> bool:
+        return any(ending(part.strip()) == ".csv" for paths in self._own_files.values() for part in paths.split(","))
 
     @property
     def name(self) -> str:
@@ -173,7 +178,7 @@ class TaskArguments:
         names = ["max_seq_length", "bf16", "fp16"]
         if self._own_files:
             names += ["text_column", "label_column", "decimal", "merge_case"]
-        if any(ending(path) == ".csv" for path in self._own_files.values()):
+        if self._has_csv:
             names.append("delimiter")
         return names
 

@@ -9,7 +9,7 @@ from bert_finetune.checkpoints import class_names
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
 from bert_finetune.own_files import OwnFiles
-from bert_finetune.paths import ending
+from bert_finetune.paths import ending, several
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import NO_HEADER, Table, is_sentence
 from bert_finetune.task_kinds import Classification, Regression, number, plain
@@ -31,7 +31,8 @@ def custom_task(
 ) -> Task:
     """The task behind the user's own files, which is printed.
 
-    files: split ("train", "dev", "test") -> path, for the splits there are; the first of them says what the task is.
+    files: split ("train", "dev", "test") -> path, for the splits there are; the first of them says what the task is. Of
+        "train" it may be several paths (see `several`).
     text_columns: one or two; none means the only column beside the labels. own_files: how the files are read.
     regression: whether labels are scores to predict; None: if some are not whole, or as the fine-tuned model has it.
     model, fine_tuned: a fine-tuned model's own classes count, and the labels in the files are matched to them by name,
@@ -40,18 +41,22 @@ def custom_task(
     """
     label_column = own_files.label_column
     split, path = next(iter(files.items()))
-    table = own_files.read(path)
-    if unlabelled and split == "train" and label_column not in table.columns and "dev" in files:
+    tables = [own_files.read(one) for one in (several("--train_file", path) if split == "train" else [path])]
+    if unlabelled and "dev" in files and not any(label_column in table.columns for table in tables):
         split, path = "dev", files["dev"]
-        table = own_files.read(path)
+        tables = [own_files.read(path)]
+    if unlabelled:
+        tables = [table for table in tables if label_column in table.columns] or tables
+    table = tables[0]
     if split != "test":
-        table.column(label_column)
+        for one in tables:
+            one.column(label_column)
     text_columns = text_columns or _only_text_column(table, own_files)
     if len(text_columns) > 2:
         raise InputError(f"--text_column {','.join(text_columns)}: give one column, or two of a pair")
     for name in text_columns:
         table.column(name)
-    labels = own_files.settle(table) if split != "test" else []
+    labels = own_files.settle(tables) if split != "test" else []
     if fine_tuned:
         if regression is not None and regression != (model.num_labels == 1):
             raise InputError(f"--regression {regression}: the fine-tuned model has {model.num_labels} outputs")
@@ -65,8 +70,9 @@ def custom_task(
         classes = _classes_of_model(labels, model, where) if fine_tuned else _classes_of_data(labels, where)
         kind = Classification(classes, writes_names=True)
     if is_main_process():
-        if ending(path) == ".tsv":
-            _warn_of_quotes(table, text_columns)
+        for one in tables:
+            if ending(one.path) == ".tsv":
+                _warn_of_quotes(one, text_columns)
         print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {kind.described(labels)}")
     return Task(
         "custom",

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
 from bert_finetune.glue import Task
 from bert_finetune.own_files import OwnFiles
-from bert_finetune.paths import ending
+from bert_finetune.paths import ending, several
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import PLAIN, TEXT, Table, read_tsv
 
@@ -52,7 +52,6 @@ def load_split(task: Task, path: Path, split: str, unlabelled: bool = False) -> 
     """
     files = task.own_files or GlueFiles(task)
     table = files.read(path)
-    unlabelled &= task.own_files is not None
     without = unlabelled and task.label_column not in table.columns
     table = _with_full_rows(table, task, "test" if without else split)
     if not table.rows:
@@ -197,8 +196,10 @@ def load_datasets(
     """
 
     def load(name: str, split: str) -> Dataset:
-        rows = load_split(task, file(name), split, unlabelled and split == "train")
-        return tokenize(rows, tokenizer, max_seq_length)
+        own = task.own_files is not None and split == "train"
+        paths = several("--train_file", name) if own else [file(name)]
+        rows = [load_split(task, path, split, unlabelled and own) for path in paths]
+        return tokenize(concatenate_datasets(rows), tokenizer, max_seq_length)
 
     wanted = list(task.test) if "test" in splits else []
     for split in [split for split in wanted if split in task.optional and not file(task.test[split]).exists()]:

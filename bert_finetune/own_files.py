@@ -46,9 +46,9 @@ class OwnFiles:
             self.say(table, note)
         return table
 
-    def settle(self, table: Table) -> list[str]:
-        """Find from a first file with labels how they are spelled in all files. Returns its labels."""
-        found = Counter(label for label in self.labels(table) if label is not None)
+    def settle(self, tables: list[Table]) -> list[str]:
+        """Find from the first split with labels, its files, how they are spelled in all files. Returns its labels."""
+        table, found = tables[0], Counter(self._known(tables))
         # None of these once they are known to be numbers.
         real = [label for label in found if label.lower() not in _MISSING_NUMBER]
         self.numbers = bool(real) and all(map(_is_number, real))
@@ -56,7 +56,10 @@ class OwnFiles:
             example = next(label for label in real if "," in label)
             self.say(table, f"warning: labels such as {example} look like numbers with a decimal comma: --decimal ,")
         self._settle_case(table, found)
-        return [label for label in self.labels(table) if label is not None]
+        return self._known(tables)
+
+    def _known(self, tables: list[Table]) -> list[str]:
+        return [label for table in tables for label in self.labels(table) if label is not None]
 
     def _settle_case(self, table: Table, found: Counter) -> None:
         alike = {}

@@ -18,15 +18,18 @@ def ending(path: str | Path) -> str:
 
 
 def several(option: str, paths: str) -> list[Path]:
-    """The files of an option that takes several, with commas between them, and patterns of names. Raises InputError for
-    one that is not there."""
-    if Path(paths).exists():
-        return [Path(paths)]
+    """The files of an option that takes several, with commas between them, patterns of names, and folders of Parquet
+    files. Raises InputError for one that is not there."""
     found = []
-    for part in filter(None, map(str.strip, paths.split(","))):
-        here = [part] if Path(part).exists() else sorted(glob.glob(part, recursive=True))
+    for part in [paths] if Path(paths).exists() else filter(None, map(str.strip, paths.split(","))):
+        if Path(part).is_dir():
+            here = sorted(Path(part).glob("*.parquet"))
+            lacks = "no folder of .parquet files"
+        else:
+            here = [part] if Path(part).exists() else sorted(glob.glob(part, recursive=True))
+            lacks = "no such file"
         if not here:
-            raise InputError(f"{option} {part}: no such file")
+            raise InputError(f"{option} {part}: {lacks}")
         found += map(Path, here)
     return found
 

@@ -112,8 +112,8 @@ def _measure(run: PlannedRun, folder: Path, environment: dict[str, str]) -> RunT
 
 def _rows(plan: Plan, name: str) -> tuple[int, int]:
     """How many rows a task has to train on, and in all its dev sets."""
-    train, *dev = (len(read().rows) for read in plan.tables(name))
-    return train, sum(dev)
+    train, dev = (sum(len(read().rows) for read in readers) for readers in plan.tables(name))
+    return train, dev
 
 
 def _resolved(run: PlannedRun) -> Namespace:

@@ -15,6 +15,7 @@ from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS
+from bert_finetune.paths import several
 from bert_finetune.tables import Table, read_table, read_tsv
 from experiments.planned_runs import PlannedRun, as_arguments
 
@@ -147,21 +148,24 @@ class Plan:
             options["seed"] = seed
             yield PlannedRun(task, size, method, seed, STUDENT_SCRIPT.path, options, folder, place, teacher)
 
-    def tables(self, task: str) -> list[Callable[[], Table]]:
-        """What reads a task's training file, and each of its dev sets. Raises InputError for one that is not there."""
+    def tables(self, task: str) -> tuple[list[Callable[[], Table]], list[Callable[[], Table]]]:
+        """What reads each of a task's training files, and of its dev sets. Raises InputError for one that is not
+        there."""
         if task in self.files:
             options = self.files[task]
-            paths = [Path(options[name]) for name in ("train_file", "validation_file")]
+            train = several(f"{self.path}: [files.{task}] train_file", options["train_file"])
+            paths = [*train, Path(options["validation_file"])]
             readers = [partial(read_table, path, options.get("delimiter")) for path in paths]
         else:
             known = TASKS[task]
             arguments = TaskArguments(task_name=task, data_dir=self.data_dir)
-            paths = [arguments.file(name) for name in (known.train, *known.dev.values())]
+            train = [arguments.file(known.train)]
+            paths = [*train, *map(arguments.file, known.dev.values())]
             readers = [partial(read_tsv, path, known.headerless) for path in paths]
         for path in paths:
             if not path.is_file():
                 raise InputError(f"{self.path}: there is no {path}, of {task}")
-        return readers
+        return readers[: len(train)], readers[len(train) :]
 
     def check_sources(self) -> None:
         """Raise InputError where data or models that the plan names are not there."""

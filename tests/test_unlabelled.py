@@ -10,6 +10,7 @@ import torch
 from conftest import save_bert
 from glue_files import rows
 from test_custom_task import MOODS, examples, moody_teacher, quick, run  # noqa: F401 (a fixture)
+from test_tables import write
 
 from bert_emd.emd_task_distill import main as distil
 from bert_finetune.run_glue import main as finetune
@@ -125,3 +126,22 @@ def test_bad_input(moody_teacher, files, tmp_path, glue_dir, exits_with_2):  # n
     pairs += ["--task_name", "RTE", "--data_dir", glue_dir, "--unlabeled_file", tmp_path / "lines.txt"]
     line = exits_with_2(distil, *pairs, *quick(tmp_path / "out"))
     assert "lines.txt: a text a line, and RTE has pairs of texts" in line
+
+
+@pytest.mark.training
+def test_several_training_files(moody_teacher, tmp_path, capsys, exits_with_2):  # noqa: F811
+    dev = table(tmp_path / "dev.csv", examples(12, MOODS, seed=1))
+    (tmp_path / "many").mkdir()
+    for k in range(2):
+        table(tmp_path / f"train-{k}.csv", examples(12, MOODS[k : k + 2], seed=k))
+        write(tmp_path / f"many/{k}.parquet", ["review", "mood"], examples(8, MOODS, seed=k))
+    for k, (files, steps) in enumerate({f"{tmp_path}/train-*.csv": 3, f"{tmp_path}/many,{dev}": 4}.items()):
+        run(distil, *command(moody_teacher, (files, dev), tmp_path / f"out-{k}"))
+        assert json.loads((tmp_path / f"out-{k}/eval_results.json").read_text())["global_step"] == steps
+    # The first two files together say what classes there are.
+    assert "3 classes: good (6), bad mood (6), fair (12)" in capsys.readouterr().out
+    table(tmp_path / "train-1.csv", [("a", "b")], label="other")
+    line = exits_with_2(distil, *command(moody_teacher, (f"{tmp_path}/train-*.csv", dev), tmp_path / "out"))
+    assert "train-1.csv: no column 'mood'" in line
+    line = exits_with_2(distil, *command(moody_teacher, (tmp_path, dev), tmp_path / "out"))
+    assert f"--train_file {tmp_path}: no folder of .parquet files" in line
