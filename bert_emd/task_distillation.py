@@ -67,7 +67,9 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         check_length(model.config, task_args.max_seq_length)
     mapping = make_mapping(distillation, student.config, teacher.config)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
-    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits, unlabelled=True)
+    # A dev set without labels is for a run whose best checkpoint is the one that is most like the teacher.
+    unlabelled = ["train", "dev"] if args.metric_for_best_model in AGREEMENT else ["train"]
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits, unlabelled)
     datasets = with_unlabelled(datasets, distillation, task, tokenizer, task_args.max_seq_length)
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     check_batch(args, datasets.train)
@@ -369,9 +371,10 @@ def evaluate_teacher(
         print(all_figures(measured.figures))
     # Without the wrapper that evaluation in bf16 leaves, which would copy all of its answers to float32.
     trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)
-    if not dev:
+    first = next(iter(dev.values()), None)
+    if first is None or "labels" not in first.column_names:
         return measured
-    labels = np.array(next(iter(dev.values()))["labels"])
+    labels = np.array(first["labels"])
     score = measured.figures[task.best_metric]
     chance = task.kind.constant_figure(task.metric, labels, task.kind.outputs)
     if score <= chance and is_main_process():

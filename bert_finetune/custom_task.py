@@ -48,15 +48,15 @@ def custom_task(
     if unlabelled:
         tables = [table for table in tables if label_column in table.columns] or tables
     table = tables[0]
-    if split != "test":
-        for one in tables:
-            one.column(label_column)
+    labelled = split != "test" and not (unlabelled and label_column not in table.columns)
+    for one in tables if labelled else ():
+        one.column(label_column)
     text_columns = text_columns or _only_text_column(table, own_files)
     if len(text_columns) > 2:
         raise InputError(f"--text_column {','.join(text_columns)}: give one column, or two of a pair")
     for name in text_columns:
         table.column(name)
-    labels = own_files.settle(tables) if split != "test" else []
+    labels = own_files.settle(tables) if labelled else []
     if fine_tuned:
         if regression is not None and regression != (model.num_labels == 1):
             raise InputError(f"--regression {regression}: the fine-tuned model has {model.num_labels} outputs")

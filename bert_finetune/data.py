@@ -4,7 +4,7 @@ read_tsv or OwnFiles -> load_split -> tokenize, and load_datasets for all of a t
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -187,19 +187,24 @@ def load_datasets(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     splits: list[str],
-    unlabelled: bool = False,
+    unlabelled: Collection[str] = (),
 ) -> TaskDatasets:
     """Read and tokenise the `splits` asked for, of "train", "dev" and "test".
 
-    `file` gives the path of one of the task's files by its name. unlabelled: training rows of the user's own files may
-    be without labels. A test file that need not be there, and is not, is reported and left out.
+    `file` gives the path of one of the task's files by its name. unlabelled: of "train" and "dev" those that may be
+    without labels where the files are the user's own: rows of the first, and the whole file of the second. A test file
+    that need not be there, and is not, is reported and left out.
     """
 
     def load(name: str, split: str) -> Dataset:
-        own = task.own_files is not None and split == "train"
-        paths = several("--train_file", name) if own else [file(name)]
-        rows = [load_split(task, path, split, unlabelled and own) for path in paths]
-        return tokenize(concatenate_datasets(rows), tokenizer, max_seq_length)
+        files = task.own_files
+        if files and split == "train":
+            paths = several("--train_file", name)
+            rows = concatenate_datasets([load_split(task, path, split, split in unlabelled) for path in paths])
+        else:
+            without = files and split in unlabelled and task.label_column not in files.read(file(name)).columns
+            rows = load_split(task, file(name), "test" if without else split)
+        return tokenize(rows, tokenizer, max_seq_length)
 
     wanted = list(task.test) if "test" in splits else []
     for split in [split for split in wanted if split in task.optional and not file(task.test[split]).exists()]:

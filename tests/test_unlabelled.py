@@ -89,7 +89,16 @@ def test_a_training_file_without_a_label_column(moody_teacher, files, tmp_path, 
     assert "dev.csv: text in review, labels in mood; 3 classes" in said
     assert "16 training rows, 16 of them without a label" in said
     assert json.loads((tmp_path / "out/eval_results.json").read_text())["global_step"] == 2
-    half = command(moody_teacher, (train, files[1]), tmp_path / "half", "--alpha", 0.5)
+    # Nor does the dev file, where the teacher's answers choose.
+    dev = table(tmp_path / "dev.csv", [(text,) for text, _ in examples(12, MOODS, seed=1)])
+    by_teacher = "--alpha", 1, "--metric_for_best_model", "agreement"
+    run(distil, *command(moody_teacher, (train, dev), tmp_path / "none", *by_teacher))
+    results = json.loads((tmp_path / "none/eval_results.json").read_text())
+    assert 0 <= results["eval_agreement"] <= 1 and "eval_accuracy" not in results
+    assert "3 classes: good, bad mood, fair" in capsys.readouterr().out
+    other = command(moody_teacher, (train, dev), tmp_path / "other", "--alpha", 1)
+    assert "dev.csv: no column 'mood'" in exits_with_2(distil, *other)
+    half = command(moody_teacher, (train, dev), tmp_path / "half", "--alpha", 0.5)
     assert "train.csv: no column 'mood'" in exits_with_2(distil, *half)
 
 
