@@ -197,10 +197,19 @@ def pushed(tmp_path_factory) -> dict:
         nothing = world.finetune("org/teacher", "empty", "--do_eval", "--push_to_hub", "--hub_model_id", "empty")
         other = [*nothing[: nothing.index("--output_dir")], "--output_dir", str(world.folder / "late"), "--use_cpu"]
         other += ["--overwrite_output_dir"]
+        where = "--task_name", "RTE", "--data_dir", world.data, "--max_seq_length", 32, "--max_drop", 100
+        export = [ROOT / "deploy/export_student.py", "--model", "org/teacher", *where]
+        ran["exported"] = world.run(list(map(str, [*export, "--output_dir", world.folder / "exported"])))[0]
         world.add("me/late")
         private = [*again, "--hub_private_repo", "True"]
         ran["again"], *ran["kept here"] = world.run(again, nothing, other, private, HF_TOKEN=TOKEN)
     return ran
+
+
+def test_a_model_of_the_hub_is_exported(pushed):
+    code, out, err = pushed["exported"]
+    folder = pushed["world"].folder / "exported"
+    assert code == 0 and f"exported into {folder}: config.json, export.json, model.onnx" in out, err
 
 
 def test_a_finished_model_is_sent_with_its_card(pushed):
