@@ -69,6 +69,15 @@ class TaskArguments:
     test_file: str | None = HfArg(
         default=None, help="Your own data to predict, in any of these formats; needs no labels."
     )
+    dataset_name: str | None = HfArg(
+        default=None,
+        help="In place of files: a dataset of the Hugging Face hub, or a folder as the hub has them. Code that a "
+        "dataset may have is never run.",
+    )
+    dataset_config: str | None = HfArg(default=None, help="Which of the dataset's configurations, if it has several.")
+    train_split: str = HfArg(default="train", help="The dataset's split to train on.")
+    validation_split: str = HfArg(default="validation", help="Its dev split.")
+    test_split: str = HfArg(default="test", help="Its split to predict.")
     text_column: str | None = HfArg(
         default=None,
         help="Column of the text in your files, or both of a pair (premise,hypothesis); left out, the only one beside "
@@ -105,8 +114,14 @@ class TaskArguments:
     )
 
     def __post_init__(self):
-        if bool(self.task_name) == bool(self._own_files):
-            raise InputError("give --task_name with --data_dir, or --train_file, --validation_file and --test_file")
+        files = any((self.train_file, self.validation_file, self.test_file))
+        if [bool(self.task_name), files, bool(self.dataset_name)].count(True) != 1:
+            raise InputError(
+                "give --task_name with --data_dir, or --train_file, --validation_file and --test_file, or "
+                "--dataset_name"
+            )
+        if self.dataset_config and not self.dataset_name:
+            raise InputError("--dataset_config: of which dataset? Give --dataset_name")
         if self.task_name and not self.data_dir:
             raise InputError("--data_dir is missing: the folder of the task's files")
         names = [plain(name) for name in self.output_names]
@@ -123,6 +138,8 @@ class TaskArguments:
 
     @property
     def _own_files(self) -> dict[str, str]:
+        if self.dataset_name:
+            return {"train": self.train_split, "dev": self.validation_split, "test": self.test_split}
         files = {"train": self.train_file, "dev": self.validation_file, "test": self.test_file}
         return {split: path for split, path in files.items() if path}
 
@@ -161,8 +178,15 @@ class TaskArguments:
                 raise InputError(f"{option} is missing")
         if self.output_names:
             model = name_outputs(model, self.output_names)
+        files = {split: path for split, path in self._own_files.items() if split in splits}
+        if self.dataset_name:
+            from bert_finetune.hub_datasets import dataset_file
+
+            files = {
+                split: str(dataset_file(self.dataset_name, self.dataset_config, name)) for split, name in files.items()
+            }
         return custom_task(
-            {split: path for split, path in self._own_files.items() if split in splits},
+            files,
             tuple(name.strip() for name in (self.text_column or "").split(",") if name.strip()),
             OwnFiles(self.label_column.strip(), self.delimiter, self.decimal, self.merge_case),
             self.regression,

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from conftest import save_bert
+from datasets import ClassLabel, Dataset, Features, Value
 from glue_files import sentence
 from test_tables import packed, write
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -279,3 +280,57 @@ def test_a_finished_model_remembers_how_its_files_are_read(main, tmp_path, capsy
     look = ("--model_name_or_path", out) if main is finetune else ()
     run(main, *look, *dev, "--do_eval", "--output_dir", out)
     assert f"pearson {expected:.4f}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset's folder: names of classes in the splits' features, no dev split by its usual name."""
+    features = Features({"said": Value("string"), "mood": ClassLabel(names=MOODS)})
+    for name, count in (("train", 24), ("held", 12), ("test", 6)):
+        texts, moods = zip(*examples(count, MOODS), strict=True)
+        rows = Dataset.from_dict({"said": texts, "mood": moods}, features=features)
+        rows.to_parquet(tmp_path / f"moods/{name}.parquet")
+    (tmp_path / "moods/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("train", "held", "test"))
+        + "---\n"
+    )
+    return tmp_path / "moods"
+
+
+@pytest.mark.training
+def test_a_dataset_in_place_of_files(dataset, moody_teacher, tmp_path, capsys, exits_with_2, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    argv = [
+        "--teacher_model",
+        moody_teacher,
+        "--student_layers",
+        2,
+        "--dataset_name",
+        dataset,
+        "--label_column",
+        "mood",
+    ]
+    run(distil, *argv, *quick(tmp_path / "out"), "--validation_split", "held", "--do_predict", "--do_train")
+    said = capsys.readouterr().out
+    assert "moods-train.parquet: text in said, labels in mood; 3 classes: good (8), bad mood (8), fair (8)" in said
+    assert results(tmp_path / "out")["global_step"] == 3
+    answers = [line.split("\t")[1] for line in (tmp_path / "out/predictions.tsv").read_text().splitlines()[1:]]
+    assert len(answers) == 6 and set(answers) <= set(MOODS)
+
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/code.py").write_text("raise SystemExit('it ran')")
+    for more, line in {
+        (): "split validation: Unknown split \"validation\". Should be one of ['train', 'held', 'test']",
+        ("--dataset_config", "other"): "--dataset_config other, split train: BuilderConfig 'other' not found",
+        ("--dataset_name", tmp_path / "code"): "Dataset scripts are no longer supported, but found code.py",
+        (
+            "--dataset_name",
+            tmp_path / "none",
+        ): f"--dataset_name {tmp_path}/none, split train: Couldn't find any data file",
+        ("--train_file", "x.csv"): "give --task_name with --data_dir, or --train_file,",
+    }.items():
+        assert line in exits_with_2(distil, *argv, *quick(tmp_path / "bad"), *more)
+    assert "of which dataset?" in exits_with_2(
+        distil, *argv[:4], "--train_file", "x.csv", "--dataset_config", "a", *quick(tmp_path / "bad")
+    )
