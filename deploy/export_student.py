@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if any(getattr(given, name) for name in _TRAINING):
         raise InputError("--train_file and --test_file: have no place here; give --validation_file, or --data_dir")
     trained = options_of_run(given.model)
-    if not given.validation_file:
+    if not (given.validation_file or given.dataset_name):
         parser.set_defaults(task_name=trained.get("task_name"))
     _, task_args = parser.dataclasses(argv)
     # The precision of the training, which is remembered too, is no option of an export.

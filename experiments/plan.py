@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bert_emd.arguments import DistillationArguments
 from bert_finetune.arguments import ModelArguments, TaskArguments
@@ -16,8 +17,10 @@ from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS
 from bert_finetune.paths import several
-from bert_finetune.tables import Table, read_table, read_tsv
 from experiments.planned_runs import PlannedRun, as_arguments
+
+if TYPE_CHECKING:
+    from bert_finetune.tables import Table
 
 # What a run's place in the plan decides, and what does not go with that.
 _GIVEN = """
@@ -148,9 +151,11 @@ class Plan:
             options["seed"] = seed
             yield PlannedRun(task, size, method, seed, STUDENT_SCRIPT.path, options, folder, place, teacher)
 
-    def tables(self, task: str) -> tuple[list[Callable[[], Table]], list[Callable[[], Table]]]:
+    def tables(self, task: str) -> tuple[list[Callable[[], "Table"]], list[Callable[[], "Table"]]]:
         """What reads each of a task's training files, and of its dev sets. Raises InputError for one that is not
         there."""
+        from bert_finetune.tables import read_table, read_tsv
+
         if task in self.files:
             options = self.files[task]
             train = several(f"{self.path}: [files.{task}] train_file", options["train_file"])

@@ -300,7 +300,6 @@ def dataset(tmp_path):
 
 @pytest.mark.training
 def test_a_dataset_in_place_of_files(dataset, moody_teacher, tmp_path, capsys, exits_with_2, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     argv = [
         "--teacher_model",
         moody_teacher,
