@@ -75,9 +75,9 @@ class DistillationArguments:
     )
     agreement_file: str | None = HfArg(
         default=None,
-        help="File in any format that --test_file takes, with the text columns of the task and with or without labels: "
-        "on it the finished student is measured once, by its agreement with the teacher, and by the task's figures "
-        "where there are labels (test_... in eval_results).",
+        help="File in any format that --test_file takes, or .txt with a text a line, with the text columns of the task "
+        "and with or without labels: on it the finished student is measured once, by its agreement with the teacher, "
+        "and by the task's figures where there are labels (test_... in eval_results).",
     )
     recipe: Literal[tuple(RECIPES)] = HfArg(
         default="recommended",

@@ -78,6 +78,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
         costs, unit = PublishedCosts(kernel, **lengths), 1.0
     objective = make_objective(distillation, costs, task.kind, unit, with_layers=mapping is not None)
+    check_taught(datasets.train, task.kind, objective)
     if "attention" in objective.looks_at:
         expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
         expose_attention(student, "--student_model", task_args.max_seq_length)
@@ -147,7 +148,9 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
     open_repository(args, distillation.student_model)
     name = distillation.student_model or args.output_dir
     option = "--student_model" if distillation.student_model else "--output_dir"
-    task = task_args.load_task(load_config(name, option), fine_tuned=True, splits=args.splits)
+    # With a teacher, agreement can be measured without labels.
+    unlabelled = ["dev"] if distillation.teacher_model else []
+    task = task_args.load_task(load_config(name, option), True, args.splits, unlabelled=bool(unlabelled))
     model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names)
     models, teacher = [model], None
     if distillation.teacher_model:
@@ -162,7 +165,7 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
         check_length(each.config, task_args.max_seq_length)
         if distillation.head == "relu":
             use_relu_head(each)
-    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
+    datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits, unlabelled)
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     teacher_logits = {}
     if teacher is not None:
@@ -185,19 +188,21 @@ def with_unlabelled(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
 ) -> TaskDatasets:
-    """With the texts of each `--unlabeled_file` behind the training rows; says how many rows have no label. Raises
-    InputError where nothing teaches such rows."""
+    """With the texts of each `--unlabeled_file` behind the training rows."""
     paths = several("--unlabeled_file", distillation.unlabeled_file) if distillation.unlabeled_file else []
     features = datasets.train.features
     more = [load_unlabelled(task, path, tokenizer, max_seq_length).cast(features) for path in paths]
-    train = concatenate_datasets([datasets.train, *more])
+    return replace(datasets, train=concatenate_datasets([datasets.train, *more]))
+
+
+def check_taught(train: Dataset, kind: TaskKind, objective: Objective) -> None:
+    """Say how many training rows have no label. Raises InputError where nothing else teaches them."""
     labels = np.array(train["labels"])
-    without = int((np.isnan(labels) | (labels == task.kind.no_label)).sum())
-    if without and distillation.alpha == 0 and distillation.layer_mapping == "none":
-        raise InputError(f"{without} training rows have no label, and with --alpha 0 and no layer losses nothing else")
+    without = int((np.isnan(labels) | (labels == kind.no_label)).sum())
+    if without and not objective.needs_teacher:
+        raise InputError(f"{without} training rows have no label, and nothing else teaches them here; see --alpha")
     if without and is_main_process():
         print(f"{len(train)} training rows, {without} of them without a label: these learn from the teacher alone")
-    return replace(datasets, train=train)
 
 
 def load_agreement_file(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
 MAY_CHANGE = """
     output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file agreement_file
-    unlabeled_file
+    unlabeled_file dataset_name dataset_config train_split validation_split test_split
     model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir teacher_cache_limit
     do_train do_eval do_predict
     per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit
@@ -202,13 +202,15 @@ class TaskArguments:
         names = ["max_seq_length", "bf16", "fp16"]
         if self._own_files:
             names += ["text_column", "label_column", "decimal", "merge_case"]
+        if self.dataset_name:
+            names += ["dataset_config", "train_split", "validation_split", "test_split"]
         if self._has_csv:
             names.append("delimiter")
         return names
 
     def file(self, name: str) -> Path:
         """Where the task's file `name` lies: in `data_dir` or in its sub-folder for the task; a file of the user's own
-        is where its name says."""
+        is where its name says. (Of training files there may be several: `several` finds them.)"""
         if not self.task_name:
             return Path(name)
         nested = Path(self.data_dir) / self.name / name

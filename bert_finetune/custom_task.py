@@ -42,11 +42,11 @@ def custom_task(
     label_column = own_files.label_column
     split, path = next(iter(files.items()))
     tables = [own_files.read(one) for one in (several("--train_file", path) if split == "train" else [path])]
-    if unlabelled and "dev" in files and not any(label_column in table.columns for table in tables):
-        split, path = "dev", files["dev"]
-        tables = [own_files.read(path)]
     if unlabelled:
         tables = [table for table in tables if label_column in table.columns] or tables
+    if "dev" in files and split == "train" and not _has_labels(tables, own_files, unlabelled):
+        split, path = "dev", files["dev"]
+        tables = [own_files.read(path)]
     table = tables[0]
     labelled = split != "test" and not (unlabelled and label_column not in table.columns)
     for one in tables if labelled else ():
@@ -73,7 +73,8 @@ def custom_task(
         for one in tables:
             if ending(one.path) == ".tsv":
                 _warn_of_quotes(one, text_columns)
-        print(f"{path}: text in {' and '.join(text_columns)}, labels in {label_column}; {kind.described(labels)}")
+        where = f"labels in {label_column}" if labelled else "no labels"
+        print(f"{path}: text in {' and '.join(text_columns)}, {where}; {kind.described(labels)}")
     return Task(
         "custom",
         text_columns,
@@ -87,6 +88,14 @@ def custom_task(
         submission={"test": "predictions.tsv"},
         own_files=own_files,
     )
+
+
+def _has_labels(tables: list[Table], own_files: OwnFiles, unlabelled: bool) -> bool:
+    """Whether training files say what labels there are. Raises InputError where they lack the labels' column, if they
+    may not."""
+    if unlabelled and own_files.label_column not in tables[0].columns:
+        return False
+    return any(label is not None for table in tables for label in own_files.labels(table))
 
 
 def _only_text_column(table: Table, own_files: OwnFiles) -> tuple[str, ...]:

@@ -41,29 +41,33 @@ class GlueFiles:
         return self.texts(table, self.task.label_column)
 
 
-def load_split(task: Task, path: Path, split: str, unlabelled: bool = False) -> Dataset:
+def load_split(task: Task, path: Path, split: str, labels: str = "all") -> Dataset:
     """One file of a task as a dataset with columns `text_a`, `text_b` (pairs only) and `label` (not for a test file).
 
-    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text; with `unlabelled` rows
-    of the user's own files, or their column, may be without them, and have the kind's `no_label`. Rows with too few
-    fields are an error that names the line; where the official file is known to hold some (QQP's train and dev) they
-    are counted, reported and left out, and in a test file they are reported and kept with the missing text empty, so
-    that row i of the file stays prediction i.
+    `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text. labels: "all" rows have
+    them; "some", of the user's own files, where they or their column may be missing; "none" are looked at. Training
+    rows without one have the kind's `no_label`, and a dev file of none has no column. Rows with too few fields are an
+    error that names the line; where the official file is known to hold some (QQP's train and dev) they are counted,
+    reported and left out, and in a test file they are reported and kept with the missing text empty, so that row i of
+    the file stays prediction i.
     """
     files = task.own_files or GlueFiles(task)
     table = files.read(path)
-    without = unlabelled and task.label_column not in table.columns
-    table = _with_full_rows(table, task, "test" if without else split)
+    if split == "test" or (labels == "some" and task.label_column not in table.columns):
+        labels = "none"
+    table = _with_full_rows(table, task, split, labels != "none")
     if not table.rows:
         raise InputError(f"{path}: the file holds no usable row of data")
     columns = {
         name: _present(files.texts(table, column), table, column)
         for name, column in zip(("text_a", "text_b"), task.columns, strict=False)
     }
-    if split != "test":
-        labels = [None] * len(table.rows) if without else files.labels(table)
+    found = files.labels(table) if labels != "none" else [None] * len(table.rows)
+    if labels == "all":
+        _present(found, table, task.label_column)
+    if split == "train" or labels != "none":
         columns["label"] = []
-        for k, label in enumerate(labels if unlabelled else _present(labels, table, task.label_column)):
+        for k, label in enumerate(found):
             try:
                 columns["label"].append(task.kind.no_label if label is None else task.kind.read(label, task.name))
             except ValueError as error:
@@ -71,9 +75,9 @@ def load_split(task: Task, path: Path, split: str, unlabelled: bool = False) -> 
     return Dataset.from_dict(columns)
 
 
-def _with_full_rows(table: Table, task: Task, split: str) -> Table:
+def _with_full_rows(table: Table, task: Task, split: str, labelled: bool) -> Table:
     """The table with all fields that the split needs in each row: see `load_split`."""
-    needed = 1 + max(map(table.column, (*task.columns, *([task.label_column] if split != "test" else []))))
+    needed = 1 + max(map(table.column, (*task.columns, *([task.label_column] if labelled else []))))
     short = [k for k, row in enumerate(table.rows) if len(row) < needed]
     if not short:
         return table
@@ -147,17 +151,20 @@ def load_held_out(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, ma
     """A file with the task's text columns, read as `_as_own_file` says; with `labels` where it has their column and
     they are not all missing."""
     task = _as_own_file(task, path)
+    split = "dev" if _has_labels(task, path) else "test"
+    return tokenize(load_split(task, path, split), tokenizer, max_seq_length)
+
+
+def _has_labels(task: Task, path: Path) -> bool:
+    """Whether a file has the labels' column, and not all of them are missing."""
     files = task.own_files or GlueFiles(task)
     table = files.read(path)
-    labelled = task.label_column in table.columns and any(label is not None for label in files.labels(table))
-    return tokenize(load_split(task, path, "dev" if labelled else "test"), tokenizer, max_seq_length)
+    return task.label_column in table.columns and any(label is not None for label in files.labels(table))
 
 
 def load_unlabelled(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
     """A file's texts, read as `_as_own_file` says, as training rows without labels, whatever labels it has."""
-    rows = load_split(_as_own_file(task, path), path, "test")
-    rows = rows.add_column("label", [task.kind.no_label] * len(rows))
-    return tokenize(rows, tokenizer, max_seq_length)
+    return tokenize(load_split(_as_own_file(task, path), path, "train", "none"), tokenizer, max_seq_length)
 
 
 def _as_own_file(task: Task, path: Path) -> Task:
@@ -197,14 +204,13 @@ def load_datasets(
     """
 
     def load(name: str, split: str) -> Dataset:
-        files = task.own_files
-        if files and split == "train":
+        paths, labels = [file(name)], "all"
+        if task.own_files and split == "train":
             paths = several("--train_file", name)
-            rows = concatenate_datasets([load_split(task, path, split, split in unlabelled) for path in paths])
-        else:
-            without = files and split in unlabelled and task.label_column not in files.read(file(name)).columns
-            rows = load_split(task, file(name), "test" if without else split)
-        return tokenize(rows, tokenizer, max_seq_length)
+        if task.own_files and split in unlabelled:
+            labels = "some" if split == "train" or _has_labels(task, paths[0]) else "none"
+        rows = [load_split(task, path, split, labels) for path in paths]
+        return tokenize(concatenate_datasets(rows), tokenizer, max_seq_length)
 
     wanted = list(task.test) if "test" in splits else []
     for split in [split for split in wanted if split in task.optional and not file(task.test[split]).exists()]:

@@ -19,19 +19,29 @@ def ending(path: str | Path) -> str:
 
 def several(option: str, paths: str) -> list[Path]:
     """The files of an option that takes several, with commas between them, patterns of names, and folders of Parquet
-    files. Raises InputError for one that is not there."""
+    files; each once. A name with a comma in it is that file's, if it is there. Raises InputError for one that is not
+    there."""
     found = []
-    for part in [paths] if Path(paths).exists() else filter(None, map(str.strip, paths.split(","))):
+    for part in [paths] if _is_there(paths) else filter(None, map(str.strip, paths.split(","))):
         if Path(part).is_dir():
             here = sorted(Path(part).glob("*.parquet"))
             lacks = "no folder of .parquet files"
         else:
-            here = [part] if Path(part).exists() else sorted(glob.glob(part, recursive=True))
+            here = [part] if _is_there(part) else sorted(glob.glob(part, recursive=True))
             lacks = "no such file"
         if not here:
             raise InputError(f"{option} {part}: {lacks}")
         found += map(Path, here)
-    return found
+    if not found:
+        raise InputError(f"{option} {paths}: names no file")
+    return list(dict.fromkeys(found))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def for_others(value):
@@ -59,6 +69,8 @@ def run_for_others(told: dict) -> dict:
 
 def _shown(text: str | Path) -> str:
     name, equals, path = str(text).partition("=") if str(text).startswith("--") else ("", "", str(text))
+    if "," in path:
+        return name + equals + ",".join(map(_shown, path.split(",")))
     if not os.path.isabs(os.path.expanduser(path)):
         return str(text)
     path = Path(path).expanduser()

@@ -11,9 +11,11 @@ from bert_emd.arguments import DistillationArguments
 from bert_emd.recipes import recipe_defaults
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_json
+from bert_finetune.paths import several
+from bert_finetune.tables import read_table
 from experiments.execution import last_error, run_script
 from experiments.plan import STUDENT_SCRIPT, TEACHER_SCRIPT, Plan
-from experiments.planned_runs import PlannedRun, as_arguments
+from experiments.planned_runs import PlannedRun, as_arguments, as_text
 from experiments.progress import duration, table_of_runs
 
 STEPS = 8
@@ -84,7 +86,14 @@ def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) ->
         return replace(base[run.task], step=base[run.task].step * factor)
 
     rows = {task: _rows(plan, task) for task in {run.task for run in left}}
-    return {run.name: _seconds(_resolved(run), time_of(run), *rows[run.task]) for run in left}
+    found = {}
+    for run in left:
+        train, dev = rows[run.task]
+        if "unlabeled_file" in run.options:
+            paths = several("unlabeled_file", as_text(run.options["unlabeled_file"]))
+            train += sum(len(read_table(path).rows) for path in paths)
+        found[run.name] = _seconds(_resolved(run), time_of(run), train, dev)
+    return found
 
 
 def _measure(run: PlannedRun, folder: Path, environment: dict[str, str]) -> RunTime:

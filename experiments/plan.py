@@ -17,14 +17,15 @@ from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS
 from bert_finetune.paths import several
-from experiments.planned_runs import PlannedRun, as_arguments
+from experiments.planned_runs import PlannedRun, as_arguments, as_text
 
 if TYPE_CHECKING:
     from bert_finetune.tables import Table
 
 # What a run's place in the plan decides, and what does not go with that.
 _GIVEN = """
-    task_name data_dir train_file validation_file test_file teacher_model output_dir overwrite_output_dir
+    task_name data_dir train_file validation_file test_file dataset_name dataset_config train_split validation_split
+    test_split teacher_model output_dir overwrite_output_dir
     resume_from_checkpoint do_train help
     push_to_hub hub_model_id hub_token hub_strategy hub_revision hub_private_repo hub_always_push
 """.split()
@@ -157,10 +158,10 @@ class Plan:
         from bert_finetune.tables import read_table, read_tsv
 
         if task in self.files:
-            options = self.files[task]
-            train = several(f"{self.path}: [files.{task}] train_file", options["train_file"])
-            paths = [*train, Path(options["validation_file"])]
-            readers = [partial(read_table, path, options.get("delimiter")) for path in paths]
+            arguments = TaskArguments(**self.files[task])
+            train = several(f"{self.path}: [files.{task}] train_file", arguments.train_file)
+            paths = [*train, Path(arguments.validation_file)]
+            readers = [partial(read_table, path, arguments.delimiter) for path in paths]
         else:
             known = TASKS[task]
             arguments = TaskArguments(task_name=task, data_dir=self.data_dir)
@@ -185,6 +186,8 @@ class Plan:
         for run in self.runs(Path()):
             if "student_model" in run.options:
                 models[run.options["student_model"]] = "student_model"
+            if "unlabeled_file" in run.options:
+                several(f"{self.path}: unlabeled_file", as_text(run.options["unlabeled_file"]))
         from bert_finetune.checkpoints import load_config  # which imports torch
 
         for model, option in models.items():

@@ -114,5 +114,10 @@ def as_arguments(options: dict) -> list[str]:
     """Options as a plan writes them -> arguments: lists become `a,b`, true and false `True` and `False`."""
     arguments = []
     for name, value in options.items():
-        arguments += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+        arguments += [f"--{name}", as_text(value)]
     return arguments
+
+
+def as_text(value) -> str:
+    """An option's value on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

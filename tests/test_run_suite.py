@@ -483,7 +483,11 @@ BAD_PLANS = {
         '["own"]\nfiles.own = {train_file = "a.csv"}',
         "[files.own]: give train_file and validation_file",
     ),
-    "files that are not there": ('["RTE", "MRPC"]', f'["own"]\n{FILES.format("own")}', "there is no a.csv, of own"),
+    "files that are not there": (
+        '["RTE", "MRPC"]',
+        f'["own"]\n{FILES.format("own")}',
+        "train_file a.csv: no such file",
+    ),
     "an option that is not of files": (
         '["RTE", "MRPC"]',
         '["own"]\nfiles.own = {train_file = "a.csv", validation_file = "b.csv", alpha = 1}',

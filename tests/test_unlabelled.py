@@ -96,6 +96,16 @@ def test_a_training_file_without_a_label_column(moody_teacher, files, tmp_path, 
     results = json.loads((tmp_path / "none/eval_results.json").read_text())
     assert 0 <= results["eval_agreement"] <= 1 and "eval_accuracy" not in results
     assert "3 classes: good, bad mood, fair" in capsys.readouterr().out
+    finished = ["--output_dir", tmp_path / "none", "--validation_file", dev, "--do_eval"]
+    run(distil, *finished, "--teacher_model", moody_teacher)
+    assert f"dev: agreement {results['eval_agreement']:.4f}" in capsys.readouterr().out
+    # With empty labels it is as without any, and the dev file says how they are written.
+    numbered = table(tmp_path / "dev.csv", [(text, k % 3) for k, (text, _) in enumerate(examples(12, MOODS, seed=1))])
+    empty = table(tmp_path / "train.csv", [(text, "") for text, _ in examples(16, MOODS)])
+    run(distil, *command(moody_teacher, (empty, numbered), tmp_path / "empty", "--alpha", 0.5))
+    assert "3 classes: 0 = good (4), 1 = bad mood (4), 2 = fair (4)" in capsys.readouterr().out
+    train = table(tmp_path / "train.csv", [(text,) for text, _ in examples(16, MOODS)])
+    dev = table(tmp_path / "dev.csv", [(text,) for text, _ in examples(12, MOODS, seed=1)])
     other = command(moody_teacher, (train, dev), tmp_path / "other", "--alpha", 1)
     assert "dev.csv: no column 'mood'" in exits_with_2(distil, *other)
     half = command(moody_teacher, (train, dev), tmp_path / "half", "--alpha", 0.5)
@@ -119,11 +129,16 @@ def test_bad_input(moody_teacher, files, tmp_path, glue_dir, exits_with_2):  # n
     (tmp_path / "lines.txt").write_text("a\n")
     (tmp_path / "empty.txt").write_text("\n \n")
     table(tmp_path / "other.csv", [("a", "b")])
+    (tmp_path / "short.tsv").write_text("mood\treview\nfair\tword\ngood\n")
     for more, line in {
         ("--unlabeled_file", "nowhere.txt"): "--unlabeled_file nowhere.txt: no such file",
         ("--unlabeled_file", tmp_path / "empty.txt"): "empty.txt: the file holds no row of data",
         ("--unlabeled_file", tmp_path / "dev.csv", "--text_column", "said"): "train.csv: no column 'said'",
-        ("--alpha", 0, "--layer_mapping", "none"): "4 training rows have no label, and with --alpha 0 and no layer",
+        ("--alpha", 0, "--layer_mapping", "none"): "4 training rows have no label, and nothing else teaches",
+        ("--alpha", 0, "--pred_distill"): "4 training rows have no label, and nothing else teaches",
+        ("--unlabeled_file", ","): "--unlabeled_file ,: names no file",
+        ("--unlabeled_file", ",".join(["x.csv"] * 90)): "--unlabeled_file x.csv: no such file",
+        ("--unlabeled_file", tmp_path / "short.tsv"): "short.tsv, line 3: 1 tab-separated fields where 2 are needed",
     }.items():
         assert line in exits_with_2(distil, *command(moody_teacher, files, tmp_path / "out", *more))
     train, dev = files
