@@ -261,6 +261,9 @@ def test_a_run_that_is_replaced_goes_once_the_new_one_has_something(where, world
     out = tmp_path / "out"
     fine_tune(fine_tuning(world, out, "--max_steps", 2))
     (out / "mine.txt").write_text("mine")
+    for name in ("onnx", "openvino", "other"):  # exports of its model, and something else
+        (out / name).mkdir()
+        (out / name / ("notes.txt" if name == "openvino" else "export.json")).write_text("{}")
     before = snapshot(out)
 
     def fails(*args, **kwargs):
@@ -273,6 +276,7 @@ def test_a_run_that_is_replaced_goes_once_the_new_one_has_something(where, world
     assert snapshot(out) == before
     fine_tune(fine_tuning(world, out, "--overwrite_output_dir", "--seed", 5))
     assert not (out / ".replaced").exists() and (out / "mine.txt").exists()
+    assert not (out / "onnx").exists() and (out / "openvino").exists() and (out / "other").exists()
     assert json.loads((out / "args.json").read_text())["seed"] == 5 and weights(out) != before["model.safetensors"]
 
 
