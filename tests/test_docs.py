@@ -37,6 +37,7 @@ SCRIPTS = [
     "download_glue_data.py",
     "quickstart.py",
     "bert_emd/teacher_cache.py",
+    "benchmarks/load.py",
 ]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
