@@ -30,8 +30,8 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", 
 _PREDICTIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
 # What a killed run was about to save, or to remove.
 _UNFINISHED = (".saving-*", ".removing-*")
-# What a run writes, beside its checkpoints, and --overwrite_output_dir takes away, with the exports of its model; nothing
-# else is ever touched.
+# What a run writes, beside its checkpoints, and --overwrite_output_dir takes away, with the exports of its model.
+# Nothing else is ever touched.
 _RUN_FILES = (
     "runs",
     *_UNFINISHED,

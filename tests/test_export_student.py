@@ -20,7 +20,8 @@ from deploy import graph as graphs
 from deploy.classify import Classifier
 from deploy.export_student import main
 
-pytestmark = pytest.mark.slow
+# On one worker, which makes its exports once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exports")]
 
 RTE = get_task("RTE").kind.output_names
 ARCHITECTURES = {name: TEACHERS[name] for name in ("BERT", "DistilBERT", "RoBERTa", "ELECTRA")} | {

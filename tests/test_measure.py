@@ -16,7 +16,8 @@ from deploy import graph, measure
 from deploy.formats import QUANTIZATIONS
 from deploy.measure import FORMS, Candidate, compared, find_candidates, main, measure_latencies, read_options
 
-pytestmark = pytest.mark.slow
+# On one worker, which makes its models once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm")]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,6 @@ def forked(tmp_path, monkeypatch):
 
 
 @pytest.mark.draws
-@pytest.mark.xdist_group("warm")
 def test_all_tables(models, tmp_path, monkeypatch, capsys, forked):
     monkeypatch.setattr(footprint, "time_in_turns", partial(footprint.time_in_turns, seconds=0))
     folders = [str(models / "teacher"), str(models / "student")]
