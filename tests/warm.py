@@ -10,6 +10,7 @@ test starts an interpreter.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -73,7 +74,8 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, and nobody has said so yet
+                os.kill(self.pid, number)
 
 
 class Server:
