@@ -17,7 +17,6 @@ import importlib.util
 import io
 import json
 import shlex
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -226,7 +225,7 @@ def run(script: str, *arguments) -> None:
 def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) -> None:
     """Measure the models, print the table and write it into `folder`; all students are of one size and one speed."""
     # A heavy import, not needed before the runs.
-    from bert_finetune.footprint import classifying_texts, footprint, time_in_turns
+    from bert_finetune.footprint import classifying_texts, footprint, milliseconds_each
 
     print("\nmeasuring speed ...", flush=True)
     sentences = [sentence for sentence, _ in dev[:160]]
@@ -239,8 +238,7 @@ def report(folder: Path, models: dict[str, Path], dev: list[tuple[str, int]]) ->
         classify = Classifier(export)
         pairs = [(sentence,) for sentence in sentences]
         works += (lambda: [classify.logits(pairs[k : k + 32]) for k in range(0, len(pairs), 32)],)
-    seconds = time_in_turns(list(works), most=7)
-    each = [1000 * statistics.median(taken) / len(sentences) for taken in seconds]
+    each = milliseconds_each(list(works), len(sentences), most=7)
     teacher, student = (footprint(*told) for told in zip(found, each, strict=False))
 
     table = [

@@ -36,15 +36,12 @@ def measure_models(models: list[PreTrainedModel], inputs: dict[str, torch.Tensor
     for model in models:
         model.eval()
     try:
-        times = time_in_turns([classifying(model, inputs) for model in models], most=3)
+        works = [classifying(model, inputs) for model in models]
+        each = milliseconds_each(works, len(inputs["input_ids"]), most=3)
     finally:
         for model, mode in zip(models, training, strict=True):
             model.train(mode)
-    sentences = len(inputs["input_ids"])
-    return [
-        footprint(model, 1000 * statistics.median(taken) / sentences)
-        for model, taken in zip(models, times, strict=True)
-    ]
+    return [footprint(model, milliseconds) for model, milliseconds in zip(models, each, strict=True)]
 
 
 def footprint(model: PreTrainedModel, milliseconds: float) -> Footprint:
@@ -82,6 +79,11 @@ def classifying_texts(
             classifying(model, inputs.to(device))()
 
     return model, work
+
+
+def milliseconds_each(works: list[Callable[[], object]], sentences: int, **bounds) -> list[float]:
+    """Median milliseconds a sentence of each of `works`, which do so many; in turns, within `bounds`."""
+    return [1000 * statistics.median(seconds) / sentences for seconds in time_in_turns(works, **bounds)]
 
 
 def time_in_turns(works: list[Callable[[], object]], most: int = 50, seconds: float = 6.0) -> list[list[float]]:

@@ -3,7 +3,6 @@
 import datetime
 import shlex
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from bert_finetune.data import load_datasets
 from bert_finetune.digests import file_digest
 from bert_finetune.errors import InputError, writing
 from bert_finetune.files import flush, remove, rename, write_json
-from bert_finetune.footprint import footprint, processor_name, time_in_turns
+from bert_finetune.footprint import footprint, milliseconds_each, processor_name
 from bert_finetune.glue import Task
 from bert_finetune.model_card import put_section
 from bert_finetune.paths import command_for_others
@@ -167,8 +166,7 @@ def _export_into(
         print(f"int8 loses too much in every way: only {FLOAT} is kept", file=sys.stderr)
     shape = _TIMED[0], min(_TIMED[1], longest_input(model.config))
     inputs = made_up_inputs(model, names, *shape)
-    seconds = time_in_turns([partial(run, inputs) for run in forms.values()], seconds=2)
-    each = [1000 * statistics.median(taken) / shape[0] for taken in seconds]
+    each = milliseconds_each([partial(run, inputs) for run in forms.values()], shape[0], seconds=2)
     written = {what: file for what, file in (("float", form.file), ("int8", INT8)) if what in forms}
     said = {
         "exported": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

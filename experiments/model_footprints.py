@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import re
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
 from bert_finetune.errors import reading
-from bert_finetune.footprint import Footprint, classifying, time_in_turns
+from bert_finetune.footprint import Footprint, classifying, milliseconds_each
 from deploy.classify import ENGINES, INT8, batch_of
 from experiments.comparison import TEACHER
 from experiments.finished_runs import FinishedRun
@@ -107,7 +106,7 @@ def _time(
     works = [classifying(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}) for model in models]
     exports = exports if device == "cpu" else {}
     works += [_running(path, ids.cpu().numpy()) for path in exports.values()]
-    each = [1000 * statistics.median(seconds) / _BATCH for seconds in time_in_turns(works, most=9)]
+    each = milliseconds_each(works, _BATCH, most=9)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU (threads: {torch.get_num_threads()})"
     conditions = (
         f"Speed-up: on a batch of {_BATCH} x {tokens} made-up tokens, {where}, float32, one model an architecture."
