@@ -11,6 +11,7 @@ transformers' TrainingArguments work too, but for label smoothing, NEFTune and g
 
 from bert_emd.arguments import read_options
 from bert_finetune.errors import reports_input_errors
+from bert_finetune.processes import leave_group
 
 
 @reports_input_errors
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
     *_, args = options
     (distil if args.do_train else evaluate_student)(*options)
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ def mean_over_processes(values: "torch.Tensor") -> "torch.Tensor":
     return values / torch.distributed.get_world_size()
 
 
+def leave_group() -> None:
+    """Close the connections to the other processes at the end of a run: a process that ends with their threads running
+    may be aborted."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def share_of_step(rows: "torch.Tensor") -> "torch.Tensor":
     """Rows of this process's batch against the mean over processes, a scalar; 1 in a single process.
 

@@ -12,6 +12,7 @@ transformers' TrainingArguments work too.
 from bert_finetune.arguments import ModelArguments, TaskArguments, defaults_of_run
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError, reports_input_errors
+from bert_finetune.processes import leave_group
 
 
 @reports_input_errors
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     from bert_finetune.fine_tuning import fine_tune
 
     fine_tune(*options)
+    leave_group()
 
 
 if __name__ == "__main__":
