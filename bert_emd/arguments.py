@@ -4,31 +4,22 @@ Nothing here imports torch before all options are known to be right.
 """
 
 import dataclasses
-import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from transformers.hf_argparser import HfArg
 
-from bert_emd.choices import SOLVERS, WEIGHT_UPDATES
-from bert_emd.mappings import MAPPINGS
+from bert_emd.layer_arguments import OF_MADE_STUDENTS, LayerArguments, check_layer_values
 from bert_emd.recipes import CUT, RECIPES, has_bf16, recipe_defaults
-from bert_emd.starts import STARTS, Shape, Start
 from bert_finetune.arguments import TaskArguments, defaults_of_run
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
-from bert_finetune.option_rules import NOT_IN_DISTILLATION, RULES
+from bert_finetune.paths import listed
 from bert_finetune.processes import is_main_process
 
 if TYPE_CHECKING:
     from bert_finetune.run_arguments import RunArguments
-
-# Options of the usual optimiser that BertAdam has no use for.
-_NOT_BERT_ADAM = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
-
-# Options of a student that is made by --student_layers.
-_OF_MADE_STUDENTS = ("student_width", "student_ffn", "student_heads", "student_start")
+    from bert_finetune.soft_labels import SoftLabels
 
 # What `--help` says of defaults that depend on other options.
 _FOUND = dict.fromkeys(("max_seq_length", "T_emd", *CUT), "by recipe, student and task") | {
@@ -38,34 +29,16 @@ _FOUND = dict.fromkeys(("max_seq_length", "T_emd", *CUT), "by recipe, student an
 
 
 @dataclass
-class DistillationArguments:
+class DistillationArguments(LayerArguments):
     """Teacher, student, and the method. The letters are the paper's."""
 
-    teacher_model: str | None = HfArg(default=None, help="Fine-tuned teacher: a folder or a hub name.")
+    teacher_model: str | None = HfArg(
+        default=None,
+        help="Fine-tuned teacher: a folder or a hub name. Of several, with commas between, the probabilities are "
+        "averaged, and the layers are the first one's.",
+    )
     student_model: str | None = HfArg(
         default=None, help="Pre-trained student: a folder or a hub name. Left out, --student_layers makes one."
-    )
-    student_layers: str | None = HfArg(
-        default=None,
-        help="Make the student from the teacher: a number of its layers (3: evenly spaced) or a list, counted from 1 "
-        "(1,3,5).",
-    )
-    student_width: int | None = HfArg(
-        default=None, help="Hidden width of a student made by --student_layers; left out, the teacher's."
-    )
-    student_ffn: int | None = HfArg(
-        default=None, help="Its feed-forward width; left out, in the teacher's ratio to the hidden width."
-    )
-    student_heads: int | None = HfArg(
-        default=None,
-        help="Its attention heads; left out, the teacher's number, without which attention cannot be compared.",
-    )
-    student_start: Literal[tuple(STARTS)] = HfArg(
-        default="layers",
-        help="What it starts from: "
-        + "; ".join(f"{name}: {start.what}" for name, start in STARTS.items())
-        + ". For a narrower student these are projected onto the principal directions of the teacher's hidden states "
-        "on the training text.",
     )
     unlabeled_file: str | None = HfArg(
         default=None,
@@ -73,6 +46,17 @@ class DistillationArguments:
         "with commas between, a pattern (texts/*.txt), or a folder of .parquet files. The teacher answers for them, "
         "and labels that they may have are not looked at.",
     )
+    aug_train: bool = HfArg(
+        default=False,
+        help="Train on the GLUE task's train_aug.tsv, beside its train.tsv, which bert_emd/augment_data.py writes.",
+    )
+    probability_columns: str | None = HfArg(
+        default=None,
+        help="Columns of your --train_file with probabilities that stand in the place of the teacher's predictions: "
+        "one a class (p_neg,p_pos), or a single one with a list of all. With them --teacher_model may be left out; "
+        "only predictions then teach, and no layers.",
+    )
+    logit_columns: str | None = HfArg(default=None, help="The same with logits; of scores, the teacher's scores.")
     agreement_file: str | None = HfArg(
         default=None,
         help="File in any format that --test_file takes, or .txt with a text a line, with the text columns of the task "
@@ -83,54 +67,13 @@ class DistillationArguments:
         default="recommended",
         help="Set of defaults (bert_emd/recipes.py), the hyper-parameters chosen by the student's size and the task.",
     )
-    objective: Literal["relative", "published"] = HfArg(
-        default="relative",
-        help="What the losses are measured in. relative: layer costs in the teacher's own size, predictions by their "
-        "KL divergence, errors of scores in the training scores' variance, so that loss weights mean the same for "
-        "every teacher, task and length. published: the authors' arithmetic: squared errors, those of attention "
-        "divided by --max_seq_length, predictions' cross-entropy divided by the number of classes.",
-    )
     beta: float = HfArg(default=0.005, help="Weight β of the layer losses.")
-    theta: float = HfArg(default=1.0, help="Weight θ of attention and hidden losses against the embedding loss.")
-    alpha: float = HfArg(default=1.0, help="Weight α of the teacher's predictions; 1 - α is the labels'.")
+    alpha: float = HfArg(
+        default=1.0,
+        help="Weight α of the teacher's predictions; 1 - α is the labels'. 0 with --layer_mapping none is plain "
+        "fine-tuning; the teacher is only measured beside it.",
+    )
     T: float = HfArg(default=1.0, help="Temperature of the prediction loss.")
-    T_emd: float = HfArg(default=1.0, help="Temperature of the cost attention (no effect with normalize).")
-    layer_mapping: str = HfArg(
-        default="emd",
-        metadata={"choices": MAPPINGS},
-        help="Which layers learn from which. "
-        + "; ".join(f"{name}: {row.what}" + f" ({row.source})" * bool(row.source) for name, row in MAPPINGS.items())
-        + ". With --alpha 0, none is plain fine-tuning; the teacher is only measured beside it.",
-    )
-    use_att: bool = HfArg(default=True, help="Learn attention scores.")
-    use_rep: bool = HfArg(default=True, help="Learn hidden states.")
-    use_embedding: bool = HfArg(default=True, help="Learn the embedding output.")
-    cost_attention: Literal[WEIGHT_UPDATES] = HfArg(
-        default="normalize",
-        help="How layer weights follow the costs: normalize (the authors' code since 2021), softmax, softmax2 (their "
-        "code of 2020), none (weights stay uniform).",
-    )
-    weight_momentum: float = HfArg(
-        default=0.8,
-        help="How much of a step's layer weights stays in the next, from 0 (the paper) to below 1: it damps their "
-        "swinging between two values, and they settle at the same ones.",
-    )
-    update_weight: bool = HfArg(default=True, help="False is the same as --cost_attention none.")
-    separate: bool = HfArg(
-        default=False,
-        aliases=["--seperate"],
-        help="Keep two sets of layer weights, for attention and for hidden states, and not their mean for both.",
-    )
-    emd_solver: Literal[("auto", *SOLVERS)] = HfArg(
-        default="auto",
-        help="Exact solver of the transport problem, for the same flows: pyemd, which from 1.1 on calls pot, or pot "
-        "itself, which is faster (auto).",
-    )
-    projection: Literal["auto", "per_layer", "shared", "none"] = HfArg(
-        default="auto",
-        help="Linear maps from student to teacher width: one per layer, one shared by all, none; auto is what the "
-        "student's checkpoint brings, else none for equal widths, else per_layer.",
-    )
     one_step: bool = HfArg(
         default=True,
         help="False: the first of two stages, layer losses only; go on with --pred_distill and this run's output as "
@@ -164,12 +107,6 @@ class DistillationArguments:
         help="relu: both models' logits are classifier(relu(pooled)), without dropout, as in the authors' code. A "
         "saved model has no relu there: eval_results then holds its figures without it too, as own_head_eval_...",
     )
-    optimizer: Literal["adamw", "bert_adam"] = HfArg(
-        default="adamw",
-        help="bert_adam: the original BERT's, without bias correction, each tensor's gradient clipped to norm 1; it "
-        "takes --weight_decay (the authors': 0.01), but no --optim, --adam_... or --max_grad_norm. adamw: what --optim "
-        "says, the whole gradient clipped to --max_grad_norm.",
-    )
     pad_to_max_length: bool = HfArg(
         default=False, help="Pad every training batch to --max_seq_length, not just to its longest example."
     )
@@ -180,17 +117,24 @@ class DistillationArguments:
     )
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.student_width, self.student_ffn, self.student_heads)
+    def teachers(self) -> list[str]:
+        """The teachers' names."""
+        return listed(self.teacher_model) if self.teacher_model else []
 
     @property
-    def start(self) -> Start:
-        return STARTS[self.student_start]
+    def soft_labels(self) -> "SoftLabels | None":
+        """What training files have in the place of the teacher's predictions."""
+        from bert_finetune.soft_labels import SoftLabels
+
+        for option, are_logits in (("probability_columns", False), ("logit_columns", True)):
+            if columns := getattr(self, option):
+                names = tuple(name.strip() for name in columns.split(",") if name.strip())
+                return SoftLabels(f"--{option} {columns}", names, are_logits)
+        return None
 
     @property
     def copies_teacher(self) -> bool:
-        """Whether the student is made of the teacher's layers as they are."""
-        return not self.student_model and self.start.layers and self.shape == Shape()
+        return not self.student_model and super().copies_teacher
 
 
 def read_options(
@@ -229,8 +173,10 @@ def read_options(
 
 def student_layers(distillation: DistillationArguments) -> int:
     """How many layers the student will have. Raises InputError where the options name no teacher or no student."""
-    if distillation.teacher_model is None:
+    if not distillation.teachers and not distillation.soft_labels:
         raise InputError("--teacher_model is missing: give the folder of a fine-tuned model, or its hub name")
+    if not distillation.student_model and not distillation.teachers:
+        raise InputError("--student_model is missing: there is no teacher whose layers --student_layers could take")
     if not (distillation.student_model or distillation.student_layers):
         raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
     from bert_emd.student import parse_student_layers
@@ -238,18 +184,16 @@ def student_layers(distillation: DistillationArguments) -> int:
 
     if distillation.student_model:
         return load_config(distillation.student_model, "--student_model").num_hidden_layers
-    teacher = load_config(distillation.teacher_model, "--teacher_model")
+    teacher = load_config(distillation.teachers[0], "--teacher_model")
     return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, distillation.start.layers))
 
 
 def check_values(distillation: DistillationArguments, args: "RunArguments") -> None:
     """Raise InputError for values outside their range, and for options that do not go together."""
+    check_layer_values(distillation, args)
     for name, fits, rule in (
         ("T", distillation.T > 0, "above 0"),
-        ("T_emd", distillation.T_emd > 0, "above 0"),
-        ("weight_momentum", 0 <= distillation.weight_momentum < 1, "from 0 to below 1"),
         ("beta", distillation.beta >= 0, "0 or more"),
-        ("theta", distillation.theta >= 0, "0 or more"),
         ("teacher_cache_limit", distillation.teacher_cache_limit > 0, "above 0"),
         ("alpha", 0 <= distillation.alpha <= 1, "from 0 to 1"),
     ):
@@ -259,20 +203,21 @@ def check_values(distillation: DistillationArguments, args: "RunArguments") -> N
         raise InputError("--student_layers makes the student from the teacher; leave it or --student_model out")
     for field in dataclasses.fields(distillation):
         given = getattr(distillation, field.name) != field.default
-        if distillation.student_model and field.name in _OF_MADE_STUDENTS and given:
+        if distillation.student_model and field.name in OF_MADE_STUDENTS and given:
             raise InputError(f"--{field.name}: the --student_model has its own; leave one of the two out")
-    if distillation.optimizer == "bert_adam":
-        for field in dataclasses.fields(args):
-            if field.name in _NOT_BERT_ADAM and getattr(args, field.name) != field.default:
-                raise InputError(f"--{field.name}: --optimizer bert_adam has its own; leave it out")
+    if distillation.alpha == 1 and args.class_weights != "none":
+        raise InputError(f"--class_weights {args.class_weights}: weighs the labels' loss, which --alpha 1 leaves out")
+    if distillation.probability_columns and distillation.logit_columns:
+        raise InputError("--probability_columns and --logit_columns: give one of the two")
+    if distillation.soft_labels and distillation.alpha == 0:
+        raise InputError(f"{distillation.soft_labels.option}: nothing would be learnt from it with --alpha 0")
+    if distillation.soft_labels and not distillation.teachers and not distillation.one_step:
+        raise InputError("--one_step False: the first stage learns from a teacher's layers; give --teacher_model")
+    if len(distillation.teachers) > 1 and distillation.teacher_mode == "train":
+        raise InputError("--teacher_mode train: several teachers are asked once, before the training")
     if distillation.count_padding and distillation.objective != "published":
         raise InputError("--count_padding: needs --objective published; the relative one counts real tokens only")
     if distillation.count_padding and not distillation.pad_to_max_length:
         raise InputError("--count_padding: needs --pad_to_max_length, or losses depend on each batch's longest example")
-    if args.torch_compile and args.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++")):
-        raise InputError("--torch_compile: needs a C++ compiler, and there is no g++; install one or leave it out")
     if distillation.teacher_cache_dir and distillation.teacher_cache in ("memory", "none"):
         raise InputError(f"--teacher_cache_dir: nothing lasts with --teacher_cache {distillation.teacher_cache}")
-    for name, rules in RULES.items():
-        if NOT_IN_DISTILLATION in rules and getattr(args, name):
-            raise InputError(f"--{name}: is not supported in distillation; leave it out")

@@ -57,6 +57,11 @@ class Distillation(nn.Module):
         needs none. In evaluation the student's own output."""
         if not self.training:
             return self.student(labels=labels, **inputs)
+        return self.loss(labels, teacher, **inputs)
+
+    def loss(self, labels: torch.Tensor | None = None, teacher: LayerOutputs | None = None, **inputs):
+        """The `DistillationOutput` for a batch, as in training, also where the module is not in training: then without
+        dropout, and layer weights stay."""
         outputs = self.student_outputs(**inputs)
         # A run in bfloat16 has its models in it, not its losses.
         with torch.autocast(inputs["input_ids"].device.type, enabled=False):

@@ -15,7 +15,6 @@ from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedMo
 
 from bert_emd.starts import Shape, Start
 from bert_emd.student import config_of_layers, layer_stack, student_from_teacher
-from bert_finetune.checkpoints import output_layer
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 
@@ -128,7 +127,8 @@ def start_from_teacher(
     batches = _batches(train, tokenizer, teacher.device)
     student.to(teacher.device)
     counted = sorted({0, *(layers if copied else [])})
-    outputs = [_parts(layer)["output"] for layer in copied.values()] + [output_layer(teacher)]
+    head = _head(teacher) if copied else []
+    outputs = [_parts(layer)["output"] for layer in copied.values()] + head[-1:]
     inputs = [k - 1 for k in layers] if copied else []
     moments, squares = _look(teacher, batches, {*counted, *inputs}, outputs)
     basis = _principal_directions([moments[k] for k in counted], student.config.hidden_size)
@@ -145,8 +145,8 @@ def start_from_teacher(
         _narrow_attention(mine, parts, basis, moments[k], student.config.num_attention_heads)
         _narrow_neurons(*(part[name] for part in (mine, parts) for name in ("neurons", "output")), basis, squares)
         pairs += more
-    if copied:
-        _narrow_neurons(*_head(student), *_head(teacher), basis, squares)
+    if head:
+        _narrow_neurons(*_head(student), *head, basis, squares)
     _match_norms(student, teacher, pairs, basis, batches)
     for linear in projections:
         linear.weight.copy_(basis)
@@ -327,7 +327,9 @@ def _outside_layers(
 
 
 def _head(model: PreTrainedModel) -> list[nn.Linear]:
-    """The classifier, and the map before it."""
+    """The map before the classifier, and the classifier; empty for a model without one."""
+    if model.base_model is model:
+        return []
     within = set(layer_stack(model)[1].modules())
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module not in within][-2:]
 

@@ -143,12 +143,12 @@ class PublishedCosts(LayerCosts):
 class Objective:
     """The whole loss of a training step, from both models' outputs.
 
-    kind: of the task. costs: between layers. beta, theta: β and θ of the formula above; alpha, temperature, unit,
-    mean_over_classes: of `prediction_loss`. looks_at: which parts of the models' outputs count, of "logits",
-    "embedding", "hidden", "attention". Raises InputError where none is left.
+    kind: of the task, None where no predictions count. costs: between layers. beta, theta: β and θ of the formula
+    above; alpha, temperature, unit, mean_over_classes: of `prediction_loss`. looks_at: which parts of the models'
+    outputs count, of "logits", "embedding", "hidden", "attention". Raises InputError where none is left.
     """
 
-    kind: TaskKind
+    kind: TaskKind | None
     costs: LayerCosts
     beta: float
     theta: float = 1.0

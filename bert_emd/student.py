@@ -3,8 +3,10 @@
 import copy
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from bert_emd.mappings import evenly_spaced_layers
 from bert_finetune.checkpoints import check_finite, output_layer, read_weights
 from bert_finetune.errors import InputError
+from bert_finetune.files import replacing_file
 
 
 def parse_student_layers(text: str, teacher_layers: int, copied: bool = True) -> list[int]:
@@ -90,9 +93,12 @@ class StoredProjections:
 
 
 def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjections:
-    """What a student's checkpoint (folder or hub name) brings; maps to another width than the teacher's are left out,
-    which is printed. Raises InputError for half a map."""
-    found = {_PROJECTION.search(key)[1]: value for key, value in read_weights(name_or_path, _PROJECTION.search).items()}
+    """What a student's checkpoint (folder or hub name) brings, among its weights or, as `save_projections` writes them,
+    beside these; maps to another width than the teacher's are left out, which is printed. Raises InputError for half a
+    map."""
+    named = _PROJECTION.search
+    weights = read_weights(name_or_path, named) | read_weights(name_or_path, named, (_BESIDE_WEIGHTS,))
+    found = {named(key)[1]: value for key, value in weights.items()}
     check_finite(found, f"--student_model {name_or_path}")
     fitting = {key: value for key, value in found.items() if value.shape[0] == teacher_width}
     if len(fitting) < len(found):
@@ -110,6 +116,23 @@ def stored_projections(name_or_path: str, teacher_width: int) -> StoredProjectio
 
 # Perhaps behind a prefix, with which all of a checkpoint's names may begin.
 _PROJECTION = re.compile(r"(?:^|\.)((?:fit_denses\.\d+|fit_dense|share_fit_dense)\.(?:weight|bias))$")
+
+
+# Among the weights, other loaders of the model would wonder at them.
+_BESIDE_WEIGHTS = "projections.safetensors"
+
+
+def save_projections(projections: nn.ModuleList, folder: Path) -> None:
+    """Write a student's maps to its teacher's width, if it has any, beside its weights."""
+    names = ["share_fit_dense"] if len(projections) == 1 else [f"fit_denses.{k}" for k in range(len(projections))]
+    weights = {
+        f"{name}.{key}": value.contiguous()
+        for name, linear in zip(names, projections, strict=True)
+        for key, value in linear.state_dict().items()
+    }
+    if weights:
+        with replacing_file(folder / _BESIDE_WEIGHTS) as aside:
+            save_file(weights, aside)
 
 
 def use_relu_head(model: PreTrainedModel) -> list[RemovableHandle]:

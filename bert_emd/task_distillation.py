@@ -1,7 +1,7 @@
 """The distillation of a teacher into a student, in its order of events."""
 
+import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from bert_emd.arguments import DistillationArguments
 from bert_emd.attention_scores import expose_attention
 from bert_emd.diagnosis import format_shares
 from bert_emd.distillation import Distillation
+from bert_emd.layer_arguments import LayerArguments
 from bert_emd.layer_mapping import LayerMapping
 from bert_emd.mappings import MAPPINGS
 from bert_emd.narrow_student import make_student, start_from_teacher
@@ -25,9 +26,16 @@ from bert_emd.student import (
     use_relu_head,
 )
 from bert_emd.teacher_answers import CachePlan, plan_cache
+from bert_emd.teachers import (
+    load_shared_tokenizer,
+    load_teachers,
+    measure_teachers,
+    teachers_digests,
+    with_teacher_logits,
+)
 from bert_emd.trainer import DistillationTrainer
 from bert_finetune.arguments import TaskArguments
-from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
+from bert_finetune.checkpoints import check_length, load_classifier, load_config
 from bert_finetune.data import TaskDatasets, load_datasets, load_held_out, load_unlabelled
 from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
@@ -38,34 +46,42 @@ from bert_finetune.paths import for_others, several
 from bert_finetune.processes import is_main_process
 from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
+from bert_finetune.soft_labels import TEACHER_LOGITS, SoftLabels
 from bert_finetune.task_kinds import AGREEMENT, TaskKind
-from bert_finetune.training import Measurement, TaskTrainer, check_batch
+from bert_finetune.training import TaskTrainer, check_batch
 from bert_finetune.training_log import all_figures
+
+# Of a GLUE task's folder.
+AUGMENTED = "train_aug.tsv"
 
 
 def distil(distillation: DistillationArguments, task_args: TaskArguments, args: RunArguments) -> None:
     """Train a student, save the best one and its results; predict the test set where asked for."""
-    check_output_dir(args, distillation.teacher_model, distillation.student_model)
+    check_output_dir(args, *distillation.teachers, distillation.student_model)
     open_repository(args, distillation.student_model)
-    teachers_config = load_config(distillation.teacher_model, "--teacher_model")
-    task = task_args.load_task(teachers_config, fine_tuned=True, splits=args.splits, unlabelled=distillation.alpha == 1)
-    task.check_metric(args.metric_for_best_model, *AGREEMENT)
+    taught = bool(distillation.teachers)
+    named, option = (
+        (distillation.teachers[0], "--teacher_model") if taught else (distillation.student_model, "--student_model")
+    )
+    config, unlabelled = load_config(named, option), distillation.alpha == 1
+    task = task_args.load_task(config, taught, args.splits, unlabelled, distillation.soft_labels)
+    task = task.chosen_by(args.metric_for_best_model, *(AGREEMENT if taught else ()))
+    if distillation.aug_train:
+        task = augmented(task, task_args)
     if not distillation.one_step and not distillation.pred_distill:
         args.load_best_model_at_end = False  # no dev figure tells how well the layers have learnt
 
-    teacher = load_classifier(
-        distillation.teacher_model, task, "--teacher_model", fine_tuned=True, output_names=task_args.output_names
-    )
+    teachers = load_teachers(distillation, task_args, task)
+    teacher = teachers[0] if teachers else None
     tokenizer = load_shared_tokenizer(
-        distillation.teacher_model, distillation.student_model, "--student_model", task_args.do_lower_case
+        distillation.teachers, distillation.student_model, "--student_model", task_args.do_lower_case
     )
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
-    student, stored = load_student(distillation, teacher, task), None
-    if distillation.student_model:
-        stored = stored_projections(distillation.student_model, teacher.config.hidden_size)
-    for model in (teacher, student):
+    student = load_student(distillation, teacher, task)
+    for model in (*teachers, student):
         check_length(model.config, task_args.max_seq_length)
-    mapping = make_mapping(distillation, student.config, teacher.config)
+    with_layers = teacher is not None and not distillation.pred_distill
+    mapping = make_mapping(distillation, student.config, teacher.config) if with_layers else None
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
     # A dev set without labels is for a run whose best checkpoint is the one that is most like the teacher.
     unlabelled = ["train", "dev"] if args.metric_for_best_model in AGREEMENT else ["train"]
@@ -73,6 +89,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     datasets = with_unlabelled(datasets, distillation, task, tokenizer, task_args.max_seq_length)
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     check_batch(args, datasets.train)
+    task = task.weighted(args.class_weights, datasets.train["labels"])
     costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
     if distillation.objective == "published":
         lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
@@ -82,20 +99,24 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     if "attention" in objective.looks_at:
         expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
         expose_attention(student, "--student_model", task_args.max_seq_length)
-    projections = make_projections(student, teacher.config.hidden_size, distillation.projection, stored)
-    relus = [*use_relu_head(teacher), *use_relu_head(student)] if distillation.head == "relu" else []
+    projections = load_projections(distillation, student, teacher)
+    relus = (
+        [hook for model in (*teachers, student) for hook in use_relu_head(model)] if distillation.head == "relu" else []
+    )
 
-    plan = plan_of_cache(distillation, args, teacher, objective, tokenizer, datasets.train)
-    read = {
-        "the teacher": weights_digest(teacher),
+    # What is given beside each row, or will be, is not asked for at each step.
+    known = {"logits"} if distillation.soft_labels or len(teachers) > 1 else set()
+    asked = objective.looks_at - known if teacher is not None and objective.needs_teacher else frozenset()
+    plan = plan_of_cache(distillation, args, teacher, asked, tokenizer, datasets.train) if asked else None
+    read = teachers_digests(teachers) | {
         "the student as it starts": weights_digest(torch.nn.ModuleList([student, projections])),
         "the data": data_digest([datasets.train, *datasets.dev.values()]),
         "the teacher's answers": "asked for at each step" if plan is None else f"kept in {plan.dtype}",
     }
     experiment = describe_experiment(args, (distillation, task_args), read)
     with output_folder(args, experiment) as checkpoint:
-        teachers = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev, held_out)
-        train, cache = datasets.train, None
+        measured, each = measure_teachers(teachers, args, task, tokenizer, datasets.dev, held_out)
+        train, cache = with_teacher_logits(datasets.train, teachers, args, task, tokenizer), None
         if plan is not None:
             if is_main_process():
                 print(plan)
@@ -117,7 +138,8 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
             datasets.dev,
             experiment,
             held_out,
-            {name: answers.logits for name, answers in teachers.answers.items()},
+            {name: answers.logits for name, answers in measured.answers.items()},
+            asked=asked,
             teacher_mode=distillation.teacher_mode,
             optimizer=distillation.optimizer,
             teacher_cache=cache,
@@ -129,14 +151,15 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
         if trainer.shares and is_main_process():
             print(f"terms by their share of the gradient (of the loss): {format_shares(trainer.shares)}")
         name = "teacher (with a relu before its classifier)" if relus else "teacher"
+        names = [name] if len(teachers) < 2 else [f"{name} {k}" for k in range(1, len(teachers) + 1)]
         ending = Ending(
-            origin(trainer, teacher),
-            compared=[(name, teacher, teachers.figures)],
-            figures=trainer.shares | {f"teacher_{key}": value for key, value in teachers.figures.items()},
+            origin(trainer, distillation.soft_labels, teachers),
+            compared=list(zip(names, teachers, [one.figures for one in each], strict=False)),
+            figures=trainer.shares | {f"teacher_{key}": value for key, value in measured.figures.items()},
             writers=[lambda folder: write_layers(trainer, folder)],
             hooks=relus,
         )
-        finish(trainer, datasets.test, ending)
+        finish(trainer, datasets.test, ending, task_args.file)
     if args.process_index == 0 and not distillation.teacher_cache_dir:
         shutil.rmtree(cache_folder(distillation, args), ignore_errors=True)
     push(args)
@@ -149,36 +172,39 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
     name = distillation.student_model or args.output_dir
     option = "--student_model" if distillation.student_model else "--output_dir"
     # With a teacher, agreement can be measured without labels.
-    unlabelled = ["dev"] if distillation.teacher_model else []
+    unlabelled = ["dev"] if distillation.teachers else []
     task = task_args.load_task(load_config(name, option), True, args.splits, unlabelled=bool(unlabelled))
     model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names)
-    models, teacher = [model], None
-    if distillation.teacher_model:
-        tokenizer = load_shared_tokenizer(distillation.teacher_model, name, option, task_args.do_lower_case)
-        teacher = load_classifier(
-            distillation.teacher_model, task, "--teacher_model", fine_tuned=True, output_names=task_args.output_names
-        )
-        models.append(teacher)
-    else:
-        tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
-    for each in models:
+    tokenizer = load_shared_tokenizer(distillation.teachers, name, option, task_args.do_lower_case)
+    teachers = load_teachers(distillation, task_args, task)
+    for each in (model, *teachers):
         check_length(each.config, task_args.max_seq_length)
         if distillation.head == "relu":
             use_relu_head(each)
+    if teachers:
+        task = replace(task, kind=task.kind.configured(teachers[0].config.to_dict()))
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits, unlabelled)
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
-    teacher_logits = {}
-    if teacher is not None:
-        measured = evaluate_teacher(teacher, args, task, tokenizer, datasets.dev, held_out)
-        teacher_logits = {name: answers.logits for name, answers in measured.answers.items()}
+    measured, _ = measure_teachers(teachers, args, task, tokenizer, datasets.dev, held_out)
+    teacher_logits = {name: answers.logits for name, answers in measured.answers.items()}
     trainer = TaskTrainer(
         model, args, task, tokenizer, dev=datasets.dev, held_out=held_out, teacher_logits=teacher_logits
     )
     figures = trainer.measure().figures
     if figures and is_main_process():
         print(all_figures(figures))
-    write_predictions(trainer, datasets.test)
+    write_predictions(trainer, datasets.test, task_args.file)
     push(args)
+
+
+def augmented(task: Task, task_args: TaskArguments) -> Task:
+    """The task with its augmented training file. Raises InputError where there is none."""
+    if task.own_files:
+        raise InputError("--aug_train: is for a GLUE task; give your own augmented file as --train_file")
+    path = task_args.file(AUGMENTED)
+    if not path.exists():
+        raise InputError(f"--aug_train: there is no {path}; bert_emd/augment_data.py writes it")
+    return replace(task, train=AUGMENTED)
 
 
 def with_unlabelled(
@@ -188,17 +214,27 @@ def with_unlabelled(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
 ) -> TaskDatasets:
-    """With the texts of each `--unlabeled_file` behind the training rows."""
+    """With the texts of each `--unlabeled_file` behind the training rows. Raises InputError for one without the soft
+    labels that the others have, where there is no teacher to ask."""
     paths = several("--unlabeled_file", distillation.unlabeled_file) if distillation.unlabeled_file else []
-    features = datasets.train.features
-    more = [load_unlabelled(task, path, tokenizer, max_seq_length).cast(features) for path in paths]
+    features, more = datasets.train.features, []
+    for path in paths:
+        rows = load_unlabelled(task, path, tokenizer, max_seq_length)
+        if TEACHER_LOGITS in features and TEACHER_LOGITS not in rows.column_names:
+            if not distillation.teachers:
+                raise InputError(
+                    f"{path}: has no {distillation.soft_labels.option}, and there is no --teacher_model to ask"
+                )
+            unknown = [math.nan] * task.kind.outputs
+            rows = rows.add_column(TEACHER_LOGITS, [unknown] * len(rows))
+        more.append(rows.cast(features))
     return replace(datasets, train=concatenate_datasets([datasets.train, *more]))
 
 
 def check_taught(train: Dataset, kind: TaskKind, objective: Objective) -> None:
     """Say how many training rows have no label. Raises InputError where nothing else teaches them."""
     labels = np.array(train["labels"])
-    without = int((np.isnan(labels) | (labels == kind.no_label)).sum())
+    without = int((~kind.is_labelled(labels)).sum())
     if without and not objective.needs_teacher:
         raise InputError(f"{without} training rows have no label, and nothing else teaches them here; see --alpha")
     if without and is_main_process():
@@ -211,32 +247,24 @@ def load_agreement_file(
     """`--agreement_file`, where it is given. Raises InputError where there is no teacher to agree with."""
     if distillation.agreement_file is None:
         return None
-    if distillation.teacher_model is None:
+    if not distillation.teachers:
         raise InputError("--agreement_file: whom is the student to agree with? Give --teacher_model")
     return load_held_out(task, Path(distillation.agreement_file), tokenizer, task_args.max_seq_length)
 
 
-def load_shared_tokenizer(
-    teacher: str, student: str | None, option: str, do_lower_case: bool | None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer that both models understand; `option`: where the student's name comes from, None for one that is
-    made from the teacher. Raises InputError where their vocabularies differ."""
-    teachers = load_tokenizer(teacher, "--teacher_model", do_lower_case)
-    if not student:
-        return teachers
-    students = load_tokenizer(student, option, do_lower_case)
-    theirs, ours = teachers.get_vocab(), students.get_vocab()
-    if theirs != ours:
-        token = min(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
-        raise InputError(
-            f"{option} {student}: its vocabulary ({len(ours)} tokens) is not that of --teacher_model {teacher} "
-            f"({len(theirs)} tokens), see {token!r}; both must read the same input"
-        )
-    # A model without segment ids ignores them, but one that has them must be given them.
-    return students if "token_type_ids" in students.model_input_names else teachers
+def load_projections(
+    distillation: DistillationArguments, student: PreTrainedModel, teacher: PreTrainedModel | None
+) -> torch.nn.ModuleList:
+    """The maps to the teacher's width, those of the `--student_model` where it has some; none without a teacher."""
+    if teacher is None:
+        return torch.nn.ModuleList()
+    width, stored = teacher.config.hidden_size, None
+    if distillation.student_model:
+        stored = stored_projections(distillation.student_model, width)
+    return make_projections(student, width, distillation.projection, stored)
 
 
-def load_student(distillation: DistillationArguments, teacher: PreTrainedModel, task: Task) -> PreTrainedModel:
+def load_student(distillation: DistillationArguments, teacher: PreTrainedModel | None, task: Task) -> PreTrainedModel:
     """A model of its own, or one of the teacher's architecture, for `start_student` to fill."""
     if distillation.student_model:
         return load_classifier(distillation.student_model, task, "--student_model")
@@ -267,19 +295,15 @@ def start_student(
         start_from_teacher(student, projections, teacher, layers, distillation.start, train, tokenizer)
 
 
-def make_mapping(
-    distillation: DistillationArguments, student: PreTrainedConfig, teacher: PreTrainedConfig
-) -> LayerMapping | None:
+def make_mapping(options: LayerArguments, student: PreTrainedConfig, teacher: PreTrainedConfig) -> LayerMapping | None:
     """The mapping that the options name. Raises InputError where the two models' layers cannot be compared."""
-    if distillation.pred_distill:
-        return None
-    row = MAPPINGS[distillation.layer_mapping]
-    mapping = row.make(distillation, student.num_hidden_layers, teacher.num_hidden_layers)
+    row = MAPPINGS[options.layer_mapping]
+    mapping = row.make(options, student.num_hidden_layers, teacher.num_hidden_layers)
     heads = student.num_attention_heads, teacher.num_attention_heads
-    if mapping is not None and distillation.use_att and heads[0] != heads[1]:
+    if mapping is not None and options.use_att and heads[0] != heads[1]:
         raise InputError(
             f"the student has {heads[0]} attention heads and the teacher {heads[1]}: their scores cannot be compared; "
-            "use --use_att False or another --student_model"
+            "use --use_att False or another student"
         )
     return mapping
 
@@ -308,20 +332,18 @@ def plan_of_cache(
     distillation: DistillationArguments,
     args: RunArguments,
     teacher: PreTrainedModel,
-    objective: Objective,
+    asked: frozenset[str],
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
 ) -> CachePlan | None:
-    """Where the teacher's answers will be kept, None for nowhere. Raises InputError where that was asked for and cannot
-    be."""
-    if not objective.needs_teacher:
-        return None
+    """Where the teacher's answers, of the parts that are `asked` for, will be kept, None for nowhere. Raises InputError
+    where that was asked for and cannot be."""
     plan = plan_cache(
         distillation.teacher_cache if cacheable(distillation, args, tokenizer) else "none",
         distillation.teacher_cache_dtype,
         cache_folder(distillation, args),
         teacher.to(args.device).eval(),
-        objective.looks_at,
+        asked,
         train,
         args.device,
         worthwhile=reads_twice(args, len(train)),
@@ -358,51 +380,24 @@ def cacheable(distillation: DistillationArguments, args: RunArguments, tokenizer
     return not any(reasons.values())
 
 
-def evaluate_teacher(
-    teacher: PreTrainedModel,
-    args: RunArguments,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    dev: dict[str, Dataset],
-    held_out: Dataset | None,
-) -> Measurement:
-    """Measure the teacher and show its figures, with a warning when a constant answer would do as well on the dev set,
-    where there is one."""
-    if is_main_process():
-        print(f"teacher: {teacher.config.num_hidden_layers} layers x {teacher.config.hidden_size}")
-    trainer = TaskTrainer(teacher, args, task, tokenizer, dev=dev, held_out=held_out)
-    measured = trainer.measure()
-    if measured.figures and is_main_process():
-        print(all_figures(measured.figures))
-    # Without the wrapper that evaluation in bf16 leaves, which would copy all of its answers to float32.
-    trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)
-    first = next(iter(dev.values()), None)
-    if first is None or "labels" not in first.column_names:
-        return measured
-    labels = np.array(first["labels"])
-    score = measured.figures[task.best_metric]
-    chance = task.kind.constant_figure(task.metric, labels, task.kind.outputs)
-    if score <= chance and is_main_process():
-        print(
-            f"warning: the teacher's {task.metric} of {score:.4f} is no better than a constant answer's {chance:.4f}; "
-            "is it a model for this task, with its classes in this order?",
-            file=sys.stderr,
-        )
-    return measured
-
-
-def origin(trainer: DistillationTrainer, teacher: PreTrainedModel) -> str:
-    """Where the student comes from, in a sentence of its card."""
-    distillation, name = trainer.distillation, f"`{for_others(teacher.config.name_or_path)}`"
-    objective = distillation.objective
+def origin(trainer: DistillationTrainer, soft_labels: SoftLabels | None, teachers: list[PreTrainedModel]) -> str:
+    """Where the student comes from, in a sentence or two of its card."""
+    names = [f"`{for_others(teacher.config.name_or_path)}`" for teacher in teachers]
+    objective, mapping = trainer.distillation.objective, trainer.distillation.mapping
     if not objective.needs_teacher:
-        student = f"Fine-tuned from `{for_others(trainer.classifier.config.name_or_path)}`."
-        return f"{student} {name} took no part; it is here for comparison."
+        student = f"Fine-tuned from `{for_others(trainer.plain_model.config.name_or_path)}`."
+        return f"{student} {' and '.join(names)} took no part; it is here for comparison."
+    predicts = "logits" in objective.looks_at and objective.alpha > 0
+    more = ""
+    if predicts and soft_labels:
+        more = f"Predictions to learn from came with the training data ({soft_labels.option})."
+    elif predicts and len(names) > 1:
+        more = f"Its predictions are averaged with those of {' and '.join(names[1:])}."
     if objective.looks_at & {"hidden", "attention"}:
-        return distillation.mapping.described.format(teacher=name)
-    parts = {"embeddings": "embedding" in objective.looks_at}
-    parts["predictions"] = "logits" in objective.looks_at and objective.alpha > 0
-    return f"Distilled from the {' and '.join(part for part, used in parts.items() if used)} of {name}."
+        return " ".join(filter(None, [mapping.described.format(teacher=names[0]), more]))
+    parts = {"embeddings": "embedding" in objective.looks_at, "predictions": predicts and not soft_labels}
+    learnt = " and ".join(part for part, used in parts.items() if used)
+    return " ".join(filter(None, [learnt and f"Distilled from the {learnt} of {names[0]}.", more]))
 
 
 def write_layers(trainer: DistillationTrainer, folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from bert_emd.teacher_cache import ABOUT, Cache, caches_in, claim, surplus
 from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError, writing
 from bert_finetune.files import write_json
+from bert_finetune.soft_labels import TEACHER_LOGITS
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -351,6 +352,6 @@ def _key(teacher: PreTrainedModel, data: Dataset, kept: str) -> str:
     and what computes it."""
     computed = f"{torch.__version__} {transformers.__version__} {teacher.device.type} "
     computed += torch.get_float32_matmul_precision()
-    inputs = data.remove_columns([name for name in ("labels",) if name in data.column_names])
+    inputs = data.remove_columns([name for name in ("labels", TEACHER_LOGITS) if name in data.column_names])
     text = " ".join((kept, teacher.config.to_json_string(), computed, weights_digest(teacher), data_digest([inputs])))
     return hashlib.sha256(text.encode()).hexdigest()

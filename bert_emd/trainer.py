@@ -1,7 +1,8 @@
-"""A transformers Trainer that asks a teacher."""
+"""The Trainers that ask a teacher."""
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from bert_emd.history import LayerHistory
 from bert_emd.layer_outputs import LayerOutputs, layer_outputs
 from bert_emd.teacher_answers import TeacherCache
 from bert_finetune.run_arguments import RunArguments
+from bert_finetune.run_trainer import RunTrainer
+from bert_finetune.soft_labels import TEACHER_LOGITS
 from bert_finetune.training import TaskTrainer
 
 
@@ -24,11 +27,12 @@ def allow_several_backward_passes() -> None:
     functorch.donated_buffer = False
 
 
-class DistillationTrainer(TaskTrainer):
-    """Trains a `Distillation` against a frozen teacher; evaluates the student as a plain classifier.
+class TeacherTrainer(RunTrainer):
+    """Trains a `Distillation` against a frozen teacher. How the student is evaluated is for another class to say.
 
-    teacher: None where the objective needs none. teacher_mode: "eval", or "train" for the authors' way, in which the
-    teacher's dropout is active while it teaches.
+    teacher: None where there is none. asked: the parts of its outputs that it is asked for at each step, by default all
+    that the objective looks at; logits that it is not asked for stand beside the training rows, as TEACHER_LOGITS.
+    teacher_mode: "eval", or "train" for the authors' way, in which the teacher's dropout is active while it teaches.
     teacher_cache: keeps the teacher's answers; the training data's column "example" then numbers its rows.
     optimizer: "adamw" (whatever `args.optim` says), or "bert_adam" (`BertAdam`, which clips for itself).
     """
@@ -39,6 +43,7 @@ class DistillationTrainer(TaskTrainer):
         teacher: PreTrainedModel | None,
         run_arguments: RunArguments,
         *args,
+        asked: frozenset[str] | None = None,
         teacher_mode: str = "eval",
         optimizer: str = "adamw",
         teacher_cache: TeacherCache | None = None,
@@ -50,6 +55,8 @@ class DistillationTrainer(TaskTrainer):
             run_arguments.max_grad_norm = 0.0
         allow_several_backward_passes()
         super().__init__(distillation, run_arguments, *args, **kwargs)
+        needed = distillation.objective.looks_at if distillation.objective.needs_teacher else frozenset()
+        self._asked = needed if asked is None else asked
         self._diagnosed, self._warned = 0, False
         self.layer_history, self.teacher_cache = LayerHistory(), teacher_cache
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
@@ -62,16 +69,18 @@ class DistillationTrainer(TaskTrainer):
         return self.accelerator.unwrap_model(self.model)
 
     @property
-    def classifier(self) -> PreTrainedModel:
+    def plain_model(self) -> PreTrainedModel:
         return self.distillation.student
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         examples = inputs.pop("example", None)
-        teacher = None
-        if self.distillation.objective.needs_teacher:
-            teacher = self.ask_teacher({k: v for k, v in inputs.items() if k != "labels"}, examples)
+        given = inputs.pop(TEACHER_LOGITS, None)
+        teacher = LayerOutputs(given)
+        if self._asked:
+            answers = self.ask_teacher({k: v for k, v in inputs.items() if k != "labels"}, examples)
+            teacher = answers if given is None else replace(answers, logits=given)
         try:
             outputs = model(**inputs, teacher=teacher)
         except FloatingPointError:
@@ -95,7 +104,7 @@ class DistillationTrainer(TaskTrainer):
             return
         self._diagnosed = step
         weighted = {name.removesuffix("_loss"): objective.weights[name] * term for name, term in terms.items()}
-        parameters = [each for each in self.classifier.parameters() if each.requires_grad]
+        parameters = [each for each in self.plain_model.parameters() if each.requires_grad]
         scaler = self.accelerator.scaler
         found = measure_shares(weighted, parameters, scaler.get_scale() if scaler else 1.0)
         if not found:
@@ -112,7 +121,7 @@ class DistillationTrainer(TaskTrainer):
         cache, mask = self.teacher_cache, inputs["attention_mask"]
         if cache is None or not cache.knows(examples):
             with self.accelerator.autocast():
-                outputs = layer_outputs(self.teacher, self.distillation.objective.looks_at, **inputs)
+                outputs = layer_outputs(self.teacher, self._asked, **inputs)
             if cache is None:
                 return outputs
             cache.keep(examples, outputs)
@@ -134,3 +143,7 @@ class DistillationTrainer(TaskTrainer):
     def restore_trained(self, checkpoint: Path) -> None:
         self.distillation.restore(checkpoint)
         self.layer_history.load(checkpoint)
+
+
+class DistillationTrainer(TeacherTrainer, TaskTrainer):
+    """The distillation of one task's teacher: the student is evaluated as a plain classifier."""

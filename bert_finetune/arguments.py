@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from bert_finetune.run_arguments import RunArguments
+    from bert_finetune.soft_labels import SoftLabels
 
 
 # Options that may differ when a run goes on: they decide where things lie, what is said, sent, measured beside, and on
 # what machine it is computed, but none of its numbers. Of what the paths lead to, digests are compared.
 MAY_CHANGE = """
     output_dir overwrite_output_dir resume_from_checkpoint data_dir train_file validation_file test_file agreement_file
-    unlabeled_file dataset_name dataset_config train_split validation_split test_split
+    unlabeled_file corpus corpus_cache_dir dataset_name dataset_config train_split validation_split test_split
     model_name_or_path teacher_model student_model teacher_cache teacher_cache_dir teacher_cache_limit
-    do_train do_eval do_predict
+    do_train do_eval do_predict probabilities
     per_device_train_batch_size per_device_eval_batch_size eval_accumulation_steps save_steps save_total_limit
     logging_dir logging_first_step logging_steps logging_strategy log_level log_level_replica log_on_each_node
     disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
@@ -86,6 +87,17 @@ class TaskArguments:
     label_column: str = HfArg(
         default="label", help="Column of the labels in your files: class names, class numbers, or scores to predict."
     )
+    label_separator: str | None = HfArg(
+        default=None,
+        help="Your texts may have several labels each, and this stands between them in --label_column (funny,sad), and "
+        "in predictions (there a comma, if left out). Not needed where the labels are lists, as JSON and Parquet have "
+        "them, or where a fine-tuned model gives several.",
+    )
+    label_columns: str | None = HfArg(
+        default=None,
+        help="In place of --label_column a column for each class (funny,sad,good), which holds 1 where the class "
+        "applies to a text, else 0; several may.",
+    )
     delimiter: str | None = HfArg(
         default=None, help="What stands between the fields of your .csv files; left out, found in their first lines."
     )
@@ -129,6 +141,10 @@ class TaskArguments:
             raise InputError(f"--class_names {self.class_names}: give two or more names, all different")
         if self.task_name and (self.delimiter or self.decimal != "." or self.merge_case):
             raise InputError("--delimiter, --decimal and --merge_case are for your own files, and not GLUE's")
+        if self.task_name and (self.label_separator or self.label_columns):
+            raise InputError("--label_separator and --label_columns are for your own files, and not GLUE's")
+        if self.label_separator == "":
+            raise InputError("--label_separator: give what stands between the labels, such as ';'")
         if self.delimiter is not None:
             self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter, self.delimiter)
             if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
@@ -158,11 +174,17 @@ class TaskArguments:
         return [] if self.class_names is None else [name.strip() for name in self.class_names.split(",")]
 
     def load_task(
-        self, model: "PreTrainedConfig", fine_tuned: bool, splits: list[str], unlabelled: bool = False
+        self,
+        model: "PreTrainedConfig",
+        fine_tuned: bool,
+        splits: list[str],
+        unlabelled: bool = False,
+        soft_labels: "SoftLabels | None" = None,
     ) -> Task:
         """The task; what the user's own files say of it is found with the help of the model it is for, and printed.
 
         `splits`: which of "train", "dev" and "test" the run reads. unlabelled: training rows need no labels.
+        soft_labels: what training files of the user's own have of them.
         Raises InputError where there is no file for one.
         """
         if self.output_names and not fine_tuned:
@@ -185,10 +207,16 @@ class TaskArguments:
             files = {
                 split: str(dataset_file(self.dataset_name, self.dataset_config, name)) for split, name in files.items()
             }
+        own_files = OwnFiles(
+            *(self.label_column.strip(), self.delimiter, self.decimal, self.merge_case, soft_labels),
+            several=True if self.label_separator or self.label_columns else None,
+            label_separator=self.label_separator or ",",
+            label_columns=_names(self.label_columns),
+        )
         return custom_task(
             files,
-            tuple(name.strip() for name in (self.text_column or "").split(",") if name.strip()),
-            OwnFiles(self.label_column.strip(), self.delimiter, self.decimal, self.merge_case),
+            _names(self.text_column),
+            own_files,
             self.regression,
             model,
             fine_tuned,
@@ -201,7 +229,7 @@ class TaskArguments:
         files. The model itself knows its classes and its tokenizer's case."""
         names = ["max_seq_length", "bf16", "fp16"]
         if self._own_files:
-            names += ["text_column", "label_column", "decimal", "merge_case"]
+            names += ["text_column", "label_column", "label_separator", "label_columns", "decimal", "merge_case"]
         if self.dataset_name:
             names += ["dataset_config", "train_split", "validation_split", "test_split"]
         if self._has_csv:
@@ -215,6 +243,11 @@ class TaskArguments:
             return Path(name)
         nested = Path(self.data_dir) / self.name / name
         return nested if nested.exists() else Path(self.data_dir) / name
+
+
+def _names(listed: str | None) -> tuple[str, ...]:
+    """Names of columns, with commas between."""
+    return tuple(name.strip() for name in (listed or "").split(",") if name.strip())
 
 
 def options_of_run(folder: str) -> dict:
@@ -252,6 +285,11 @@ class RunOptions:
     fp16: bool = HfArg(default=False, help="Mixed precision in float16 (a GPU's).")
     do_eval: bool = HfArg(default=False, help="Evaluate on the dev set; after training that is done anyway.")
     do_predict: bool = HfArg(default=False, help="Write predictions for the test set, as the GLUE server wants them.")
+    probabilities: bool = HfArg(
+        default=False,
+        help="With --do_predict, also write a .probabilities.csv: the test file's texts, its labels where it has them, "
+        "and a column for each class, as --probability_columns takes them.",
+    )
 
     per_device_train_batch_size: int = HfArg(
         default=32, aliases=["--per_gpu_train_batch_size", "--train_batch_size"], help="Training batch per device."
@@ -293,6 +331,11 @@ class RunOptions:
         aliases=["--schedule"],
         help="Learning rate after the warm-up: linear (down to 0), constant_with_warmup, or another of "
         "transformers' schedules; constant has no warm-up.",
+    )
+    class_weights: Literal["none", "balanced"] = HfArg(
+        default="none",
+        help="balanced: in the labels' loss rare classes count as much as frequent ones. Of n rows and k classes, each "
+        "of the n_c rows of class c counts n / (k n_c); where texts have several labels, (n - n_c) / n_c.",
     )
     dataloader_drop_last: bool = HfArg(
         default=False, help="Leave out each epoch's last training batch where it is smaller than the others."

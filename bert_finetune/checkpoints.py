@@ -19,6 +19,7 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -31,7 +32,7 @@ from bert_finetune.errors import InputError, loading_reason, reading, writing
 from bert_finetune.files import flush, rename
 from bert_finetune.glue import Task
 from bert_finetune.hub import HUB_FAILURES, hub_options, hub_reason
-from bert_finetune.task_kinds import plain
+from bert_finetune.task_kinds import MultiLabel, plain
 
 # What a checkpoint may hold beside a classifier, by the beginning of its name: the heads that encoders are pre-trained
 # or fine-tuned with elsewhere, TinyBERT's maps to its teacher, and a pooler that this classifier does not look at.
@@ -55,6 +56,7 @@ def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
     or that have their numbers as values, are taken as what they are meant to be.
     """
     config = _mended_config(name_or_path, option) or _from_pretrained(AutoConfig, name_or_path, option)
+    _check_thresholds(config, f"{option} {name_or_path}")
     config._attn_implementation = None  # what a checkpoint asks for here can be code on the hub
     return config
 
@@ -71,6 +73,19 @@ def _mended_config(name_or_path: str, option: str) -> PreTrainedConfig | None:
         return None
     with reading(what, Exception):  # nothing of ours runs in there
         return CONFIG_MAPPING[mended["model_type"]].from_dict(mended, name_or_path=name_or_path)
+
+
+def _check_thresholds(config: PreTrainedConfig, what: str) -> None:
+    """Raise InputError for thresholds of several labels a text that are not one probability for each of the classes."""
+    found = getattr(config, "thresholds", None)
+    if found is None or config.problem_type != MultiLabel.problem_type:
+        return
+    good = isinstance(found, list) and all(isinstance(one, int | float) and 0 <= one <= 1 for one in found)
+    if not good or len(found) != config.num_labels:
+        raise InputError(
+            f"{what}: thresholds of its config.json is {json.dumps(found)[:100]}; it must be a list of "
+            f"{config.num_labels} numbers from 0 to 1, one for each class"
+        )
 
 
 def _by_number(names: object, what: str) -> dict[str, str] | None:
@@ -126,18 +141,8 @@ def load_classifier(
         config = name_outputs(config, output_names)
     order = kind.output_order(class_names(config), what, task.name, fine_tuned)
     config.num_labels, config.problem_type = kind.outputs, kind.problem_type
-    model, info = _load_weights(name_or_path, config, option)
-    for key, stored, wanted in sorted(info["mismatched_keys"]):
-        if fine_tuned or key.startswith(f"{model.base_model_prefix}."):
-            raise InputError(
-                f"{what}: its weights and its configuration do not fit: {key} is {tuple(stored)}, not {tuple(wanted)}"
-            )
-    if missing := _missing_of_encoder(model, info):
-        others = sorted(info["unexpected_keys"])
-        raise InputError(
-            f"{what}: has no weights for {_listed(missing)}, which {type(model).__name__} needs"
-            + (f"; under other names it has {_listed(others)}" if others else "")
-        )
+    model, info = _load_weights(AutoModelForSequenceClassification, name_or_path, config, option)
+    _check_encoder(model, info, what, mismatches="" if fine_tuned else f"{model.base_model_prefix}.")
     fresh = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
     if fresh and fine_tuned:
         raise InputError(
@@ -154,23 +159,74 @@ def load_classifier(
         print(f"{name_or_path}: not used, {type(model).__name__} has no place for {_listed(left_out)}")
     if fresh:
         print(f"{name_or_path}: new weights for {_listed(fresh)}")
+        vars(model.config).pop("thresholds", None)  # of another task's head
     else:
         reorder_classes(model, order)
+    if not fine_tuned:
+        model.config.update(kind.settings)  # the teacher's, to begin with
     check_finite(dict(model.named_parameters()), what)
     model.config.id2label = dict(enumerate(kind.output_names))
     model.config.label2id = {name: k for k, name in model.config.id2label.items()}
     return model
 
 
-def _load_weights(name_or_path: str, config: PreTrainedConfig, option: str) -> tuple[PreTrainedModel, dict]:
-    """The classifier, and what transformers reports of its loading.
+def load_pretrained(kind: type, name_or_path: str, option: str) -> PreTrainedModel:
+    """A model as it was pre-trained, by the class of transformers' that makes it (`AutoModelForMaskedLM`), in float32
+    and evaluation mode.
+
+    Raises InputError, naming `option`, for one that cannot be loaded, or has not all the weights, a pooler's apart.
+    """
+    what, config = f"{option} {name_or_path}", load_config(name_or_path, option)
+    with _silently():
+        model, info = _from_pretrained(
+            kind, name_or_path, option, config=config, output_loading_info=True, dtype=torch.float32
+        )
+    if missing := sorted(key for key in info["missing_keys"] if "pooler." not in key):
+        raise InputError(
+            f"{what}: has no weights for {_listed(missing)}, which {type(model).__name__} needs; give a model as it "
+            "was pre-trained, such as bert-base-uncased"
+        )
+    check_finite(dict(model.named_parameters()), what)
+    return model.eval()
+
+
+def load_encoder(name_or_path: str, option: str) -> PreTrainedModel:
+    """A model without a head, of a checkpoint with any head or none; a pooler that it does not bring is made new.
+
+    Raises InputError, naming `option`, for a model that cannot be loaded, or whose encoder is not whole.
+    """
+    config, what = load_config(name_or_path, option), f"{option} {name_or_path}"
+    model, info = _load_weights(AutoModel, name_or_path, config, option)
+    _check_encoder(model, info, what)
+    check_finite(dict(model.named_parameters()), what)
+    return model
+
+
+def _check_encoder(model: PreTrainedModel, info: dict, what: str, mismatches: str = "") -> None:
+    """Raise InputError for an encoder that is not whole, or weights that do not fit, of names that begin with
+    `mismatches`."""
+    for key, stored, wanted in sorted(info["mismatched_keys"]):
+        if key.startswith(mismatches):
+            raise InputError(
+                f"{what}: its weights and its configuration do not fit: {key} is {tuple(stored)}, not {tuple(wanted)}"
+            )
+    if missing := _missing_of_encoder(model, info):
+        others = sorted(info["unexpected_keys"])
+        raise InputError(
+            f"{what}: has no weights for {_listed(missing)}, which {type(model).__name__} needs"
+            + (f"; under other names it has {_listed(others)}" if others else "")
+        )
+
+
+def _load_weights(kind: type, name_or_path: str, config: PreTrainedConfig, option: str) -> tuple[PreTrainedModel, dict]:
+    """The model, of one of transformers' Auto classes, and what transformers reports of its loading.
 
     Where one prefix before all names of weights explains why the encoder is not found, it is left out, which is
     printed.
     """
     settings = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     with _silently():
-        model, info = _from_pretrained(AutoModelForSequenceClassification, name_or_path, option, **settings)
+        model, info = _from_pretrained(kind, name_or_path, option, **settings)
         if not _missing_of_encoder(model, info):
             return model, info
         weights = read_weights(name_or_path, lambda key: True)
@@ -188,8 +244,8 @@ def _load_weights(name_or_path: str, config: PreTrainedConfig, option: str) -> t
 
 def _missing_of_encoder(model: PreTrainedModel, info: dict) -> list[str]:
     """What a checkpoint lacks beyond a head; a pooler counts as part of that, few pre-training heads have one."""
-    encoder = f"{model.base_model_prefix}."
-    return sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    return sorted(key for key in info["missing_keys"] if key.startswith(encoder) and ".pooler." not in f".{key}")
 
 
 def _common_prefixes(keys: Iterable[str]) -> list[str]:
@@ -224,8 +280,13 @@ def check_finite(weights: dict[str, torch.Tensor], what: str) -> None:
             raise InputError(f"{what}: its weights {name} hold NaN or infinity; the training that made it went wrong")
 
 
-def read_weights(name_or_path: str, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    """The tensors whose names are `wanted` of a model's weights, in one file or several, under the names given there.
+def read_weights(
+    name_or_path: str,
+    wanted: Callable[[str], bool],
+    files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin"),
+) -> dict[str, torch.Tensor]:
+    """The tensors whose names are `wanted` of a model's weights, in one file or several, under the names given there;
+    `files`: the first of these that is there.
 
     Of safetensors nothing else is read; pytorch_model.bin is read as weights and nothing else, also where a training
     framework keeps them under a key of its own.
@@ -235,7 +296,7 @@ def read_weights(name_or_path: str, wanted: Callable[[str], bool]) -> dict[str, 
         options = hub_options(name_or_path)
         return cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **options)
 
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in files:
         if path := find(name):
             return _read_file(path, wanted)
         if index := find(f"{name}.index.json"):
@@ -272,6 +333,8 @@ def reorder_classes(model: PreTrainedModel, order: list[int]) -> None:
     with torch.no_grad():
         for parameter in output_layer(model).parameters():
             parameter.copy_(parameter[order].clone())
+    if thresholds := getattr(model.config, "thresholds", None):
+        model.config.thresholds = [thresholds[k] for k in order]
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:

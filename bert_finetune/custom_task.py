@@ -12,7 +12,7 @@ from bert_finetune.own_files import OwnFiles
 from bert_finetune.paths import ending, several
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import NO_HEADER, Table, is_sentence
-from bert_finetune.task_kinds import Classification, Regression, number, plain
+from bert_finetune.task_kinds import Classification, MultiLabel, Regression, number, plain
 
 # More classes than this, each with hardly an example, are taken for a wrong column.
 _MANY_CLASSES = 50
@@ -39,32 +39,30 @@ def custom_task(
         or by number (label 1 is its class 1). Otherwise the classes are the different labels in the file.
     Raises InputError for columns that are not there, and labels that are not the model's.
     """
-    label_column = own_files.label_column
+    _settle_several(own_files, regression, model, fine_tuned)
+    label_names = own_files.label_names
     split, path = next(iter(files.items()))
     tables = [own_files.read(one) for one in (several("--train_file", path) if split == "train" else [path])]
     if unlabelled:
-        tables = [table for table in tables if label_column in table.columns] or tables
+        tables = [table for table in tables if table.has(label_names)] or tables
     if "dev" in files and split == "train" and not _has_labels(tables, own_files, unlabelled):
         split, path = "dev", files["dev"]
         tables = [own_files.read(path)]
     table = tables[0]
-    labelled = split != "test" and not (unlabelled and label_column not in table.columns)
+    labelled = split != "test" and not (unlabelled and not table.has(label_names))
     for one in tables if labelled else ():
-        one.column(label_column)
-    text_columns = text_columns or _only_text_column(table, own_files)
+        for name in label_names:
+            one.column(name)
+    text_columns = text_columns or only_text_column(table, own_files)
     if len(text_columns) > 2:
         raise InputError(f"--text_column {','.join(text_columns)}: give one column, or two of a pair")
     for name in text_columns:
         table.column(name)
     labels = own_files.settle(tables) if labelled else []
-    if fine_tuned:
-        if regression is not None and regression != (model.num_labels == 1):
-            raise InputError(f"--regression {regression}: the fine-tuned model has {model.num_labels} outputs")
-        regression = model.num_labels == 1
-    elif regression is None:
-        regression = own_files.numbers and not all(float(label).is_integer() for label in labels)
-    where = f"{path}, column {label_column}"
-    if regression:
+    where = f"{path}, column{'s' * bool(own_files.label_columns)} {', '.join(label_names)}"
+    if own_files.several:
+        kind = _several_labels(own_files, labels, model, fine_tuned, where)
+    elif _is_regression(own_files, labels, regression, model, fine_tuned):
         kind = Regression()
     else:
         classes = _classes_of_model(labels, model, where) if fine_tuned else _classes_of_data(labels, where)
@@ -73,7 +71,7 @@ def custom_task(
         for one in tables:
             if ending(one.path) == ".tsv":
                 _warn_of_quotes(one, text_columns)
-        where = f"labels in {label_column}" if labelled else "no labels"
+        where = f"labels in {', '.join(label_names)}" if labelled else "no labels"
         print(f"{path}: text in {' and '.join(text_columns)}, {where}; {kind.described(labels)}")
     return Task(
         "custom",
@@ -81,7 +79,7 @@ def custom_task(
         kind,
         metric=kind.own_metric,
         figures=kind.own_figures,
-        label_column=label_column,
+        label_column=own_files.label_column,
         train=files.get("train"),
         dev={"dev": files["dev"]} if "dev" in files else {},
         test={"test": files["test"]} if "test" in files else {},
@@ -90,16 +88,72 @@ def custom_task(
     )
 
 
+def _settle_several(own_files: OwnFiles, regression: bool | None, model: PreTrainedConfig, fine_tuned: bool) -> None:
+    """Find what is known of `own_files.several` without a look at the files. Raises InputError where the options and a
+    fine-tuned model say different things."""
+    trained_for = model.problem_type if fine_tuned else None
+    one_label = regression or trained_for not in (None, MultiLabel.problem_type)
+    if own_files.several and one_label:
+        said = "--regression: scores are" if regression else f"the fine-tuned model ({trained_for}) gives"
+        raise InputError(f"--label_separator and --label_columns are for several labels a text; {said} one a text")
+    if trained_for == MultiLabel.problem_type:
+        own_files.several = True
+    elif one_label:
+        own_files.several = False
+
+
+def _is_regression(
+    own_files: OwnFiles, labels: list[str], regression: bool | None, model: PreTrainedConfig, fine_tuned: bool
+) -> bool:
+    if fine_tuned:
+        if regression is not None and regression != (model.num_labels == 1):
+            raise InputError(f"--regression {regression}: the fine-tuned model has {model.num_labels} outputs")
+        return model.num_labels == 1
+    if regression is None:
+        return own_files.numbers and not all(float(label).is_integer() for label in labels)
+    return regression
+
+
+def _several_labels(
+    own_files: OwnFiles, labels: list[tuple[str, ...]], model: PreTrainedConfig, fine_tuned: bool, where: str
+) -> MultiLabel:
+    names = own_files.label_columns or [name for some in labels for name in some]
+    if fine_tuned:
+        known = set(map(_alike, class_names(model)))
+        # A name among others that no class has is reported with its row, where labels are read.
+        some_known = [name for name in names if _alike(name) in known]
+        classes = _classes_of_model(names if own_files.label_columns else some_known or names, model, where)
+        if own_files.label_columns and len(names) < len(classes):
+            missing = ", ".join(name for label, name in classes.items() if label not in names)
+            raise InputError(f"--label_columns {','.join(names)}: has no column for the model's {missing}")
+    elif own_files.label_columns:
+        classes = {name: name for name in names}
+    else:
+        classes = _classes_of_data(names, where)
+    if len(classes) < 2:
+        raise InputError(f"{where}: several labels a text need two or more classes, and there is {', '.join(classes)}")
+    separator = own_files.label_separator
+    for name in classes.values():
+        if separator in name:
+            raise InputError(
+                f"{where}: the class {name!r} has in its name what stands between labels, {separator!r}; give another "
+                "--label_separator"
+            )
+    kind = MultiLabel(classes, separator=separator)
+    return kind.configured(model.to_dict()) if fine_tuned else kind
+
+
 def _has_labels(tables: list[Table], own_files: OwnFiles, unlabelled: bool) -> bool:
     """Whether training files say what labels there are. Raises InputError where they lack the labels' column, if they
     may not."""
-    if unlabelled and own_files.label_column not in tables[0].columns:
+    if unlabelled and not tables[0].has(own_files.label_names):
         return False
     return any(label is not None for table in tables for label in own_files.labels(table))
 
 
-def _only_text_column(table: Table, own_files: OwnFiles) -> tuple[str, ...]:
-    others = [name for name in table.columns if name != own_files.label_column]
+def only_text_column(table: Table, own_files: OwnFiles) -> tuple[str, ...]:
+    soft = own_files.soft_labels.columns if own_files.soft_labels else ()
+    others = [name for name in table.columns if name not in (*own_files.label_names, *soft)]
     named = [name for name in others if not _NO_NAME.fullmatch(name)]
     if len(named) != 1:
         raise InputError(
@@ -107,7 +161,7 @@ def _only_text_column(table: Table, own_files: OwnFiles) -> tuple[str, ...]:
             "the text's, or both of a pair with a comma between them"
         )
     # Where there are labels, their column's name has shown that there is a header.
-    if own_files.label_column not in table.columns and is_sentence(named[0]):
+    if not table.has(own_files.label_names) and is_sentence(named[0]):
         raise InputError(f"{table.path}: {NO_HEADER} (or give this one as --text_column)")
     if len(named) < len(others):
         own_files.say(table, "a column without a name, an index of the rows, is left out")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from bert_finetune.errors import InputError
@@ -16,6 +17,7 @@ from bert_finetune.glue import Task
 from bert_finetune.own_files import OwnFiles
 from bert_finetune.paths import ending, several
 from bert_finetune.processes import is_main_process
+from bert_finetune.soft_labels import TEACHER_LOGITS
 from bert_finetune.tables import PLAIN, TEXT, Table, read_tsv
 
 
@@ -31,10 +33,17 @@ class GlueFiles:
             raise InputError(f"{path}: no such file; fetch it with download_glue_data.py or check --data_dir")
         return read_tsv(path, self.task.headerless)
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The column of the labels."""
+        return (self.task.label_column,)
+
     def texts(self, table: Table, name: str) -> list[str | None]:
         """The fields of a column; None where a row ends before it."""
         position = table.column(name)
         return [table.text(k, position) for k in range(len(table.rows))]
+
+    fields = texts
 
     def labels(self, table: Table) -> list[str | None]:
         """The labels; None where a row ends before them."""
@@ -46,25 +55,28 @@ def load_split(task: Task, path: Path, split: str, labels: str = "all") -> Datas
 
     `split` is "train", "dev" or "test". Labels are what the task's kind reads from their text. labels: "all" rows have
     them; "some", of the user's own files, where they or their column may be missing; "none" are looked at. Training
-    rows without one have the kind's `no_label`, and a dev file of none has no column. Rows with too few fields are an
+    rows without one have the kind's `no_label`, and a dev file of none has no column. Soft labels of a training file,
+    which only one whose labels are not looked at may lack, are a column TEACHER_LOGITS. Rows with too few fields are an
     error that names the line; where the official file is known to hold some (QQP's train and dev) they are counted,
     reported and left out, and in a test file they are reported and kept with the missing text empty, so that row i of
     the file stays prediction i.
     """
     files = task.own_files or GlueFiles(task)
     table = files.read(path)
-    if split == "test" or (labels == "some" and task.label_column not in table.columns):
+    soft_labels = task.own_files.soft_labels if task.own_files and split == "train" else None
+    looked_at = labels != "none"
+    if split == "test" or (labels == "some" and not table.has(files.label_names)):
         labels = "none"
-    table = _with_full_rows(table, task, split, labels != "none")
+    table = with_full_rows(table, task, split, labels != "none")
     if not table.rows:
         raise InputError(f"{path}: the file holds no usable row of data")
     columns = {
-        name: _present(files.texts(table, column), table, column)
+        name: present(files.texts(table, column), table, column)
         for name, column in zip(("text_a", "text_b"), task.columns, strict=False)
     }
     found = files.labels(table) if labels != "none" else [None] * len(table.rows)
     if labels == "all":
-        _present(found, table, task.label_column)
+        present(found, table, files.label_names[0])
     if split == "train" or labels != "none":
         columns["label"] = []
         for k, label in enumerate(found):
@@ -72,12 +84,15 @@ def load_split(task: Task, path: Path, split: str, labels: str = "all") -> Datas
                 columns["label"].append(task.kind.no_label if label is None else task.kind.read(label, task.name))
             except ValueError as error:
                 raise InputError(f"{table.place(k)}: {error}") from error
+    if soft_labels and (looked_at or soft_labels.are_in(table)):
+        columns[TEACHER_LOGITS] = soft_labels.read(table, task.kind)
     return Dataset.from_dict(columns)
 
 
-def _with_full_rows(table: Table, task: Task, split: str, labelled: bool) -> Table:
+def with_full_rows(table: Table, task: Task, split: str, labelled: bool) -> Table:
     """The table with all fields that the split needs in each row: see `load_split`."""
-    needed = 1 + max(map(table.column, (*task.columns, *([task.label_column] if labelled else []))))
+    label_names = (task.own_files or GlueFiles(task)).label_names if labelled else ()
+    needed = 1 + max(map(table.column, (*task.columns, *label_names)))
     short = [k for k, row in enumerate(table.rows) if len(row) < needed]
     if not short:
         return table
@@ -97,7 +112,7 @@ def _with_full_rows(table: Table, task: Task, split: str, labelled: bool) -> Tab
     return replace(table, rows=rows, numbers=[table.numbers[k] for k in kept])
 
 
-def _present(values: list[str | None], table: Table, column: str) -> list[str]:
+def present(values: list[str | None], table: Table, column: str) -> list[str]:
     missing = [k for k, value in enumerate(values) if value is None]
     if missing:
         shown = (table.text(missing[0], table.column(column)) or "").strip()
@@ -117,10 +132,7 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_lengt
     where both are cut to an odd total, the first keeps the extra token, as in the original BERT code (fast tokenizers
     leave it to the second).
     """
-    # The tokenizer's own truncation and padding, which its file may switch on, would come before ours.
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()
-    backend.no_padding()
+    backend = plain_backend(tokenizer)
     with_types = "token_type_ids" in tokenizer.model_input_names
     pair = "text_b" in dataset.column_names
     room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=pair)
@@ -147,6 +159,14 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_lengt
     return tokenized.rename_column("label", "labels") if "label" in tokenized.column_names else tokenized
 
 
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """What splits texts to pieces, without truncation and padding of its own, which its file may switch on."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 def load_held_out(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:
     """A file with the task's text columns, read as `_as_own_file` says; with `labels` where it has their column and
     they are not all missing."""
@@ -159,7 +179,16 @@ def _has_labels(task: Task, path: Path) -> bool:
     """Whether a file has the labels' column, and not all of them are missing."""
     files = task.own_files or GlueFiles(task)
     table = files.read(path)
-    return task.label_column in table.columns and any(label is not None for label in files.labels(table))
+    return table.has(files.label_names) and any(label is not None for label in files.labels(table))
+
+
+def columns_of_file(task: Task, path: Path) -> dict[str, list[str]]:
+    """A test file's texts, and its labels where it has their columns, by the columns' names, as a CSV file has them;
+    empty where missing."""
+    files = task.own_files or GlueFiles(task)
+    table = files.read(path)
+    names = [*task.columns, *(files.label_names if table.has(files.label_names) else [])]
+    return {name: [field or "" for field in files.fields(table, name)] for name in names}
 
 
 def load_unlabelled(task: Task, path: Path, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Dataset:

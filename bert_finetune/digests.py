@@ -9,8 +9,11 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from bert_finetune.soft_labels import TEACHER_LOGITS
+
 _CHUNK = 1 << 20  # bytes
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_TARGETS = ("labels", TEACHER_LOGITS)
 
 
 def file_digest(path: Path) -> str:
@@ -32,12 +35,12 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def data_digest(datasets: Iterable[Dataset]) -> str:
-    """Of tokenised examples, with their labels where they have them."""
+    """Of tokenised examples, with their labels and soft labels where they have them."""
     digest = hashlib.sha256()
     for data in datasets:
-        for name in (*_INPUTS, "labels"):
+        for name in (*_INPUTS, *_TARGETS):
             if name in data.column_names:
                 digest.update(name.encode())
                 for row in data[name]:
-                    digest.update(np.asarray(row, dtype=float if name == "labels" else np.int64).tobytes() + b"|")
+                    digest.update(np.asarray(row, dtype=float if name in _TARGETS else np.int64).tobytes() + b"|")
     return digest.hexdigest()

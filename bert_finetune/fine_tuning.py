@@ -29,13 +29,16 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
         raise InputError(f"--model_type {model_args.model_type}: {name} is a {config.model_type}")
     check_length(config, task_args.max_seq_length)
     task = task_args.load_task(config, fine_tuned=not args.do_train, splits=args.splits)
-    task.check_metric(args.metric_for_best_model)
-    if args.label_smoothing_factor and task.kind.outputs == 1:
-        raise InputError("--label_smoothing_factor: smooths over classes, and these labels are scores; leave it out")
+    task = task.chosen_by(args.metric_for_best_model)
+    if args.label_smoothing_factor and not task.kind.one_class:
+        raise InputError("--label_smoothing_factor: smooths over classes of which a text has one; leave it out")
+    if args.label_smoothing_factor and args.class_weights != "none":
+        raise InputError("--label_smoothing_factor: does not go with --class_weights; leave one of the two out")
     tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     if args.do_train:
         check_batch(args, datasets.train)
+        task = task.weighted(args.class_weights, datasets.train["labels"])
     set_seed(args.seed)  # a new head's weights are drawn here
     model = load_classifier(name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names)
 
@@ -47,10 +50,15 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
             trainer = TaskTrainer(model, args, task, tokenizer, datasets.train, datasets.dev, experiment)
             write_run_description(args, model_args, task_args)
             trainer.train(resume_from_checkpoint=checkpoint)
-            finish(trainer, datasets.test, Ending(f"Fine-tuned from `{for_others(model.config.name_or_path)}`."))
+            finish(
+                trainer,
+                datasets.test,
+                Ending(f"Fine-tuned from `{for_others(model.config.name_or_path)}`."),
+                task_args.file,
+            )
     else:
         trainer = TaskTrainer(model, args, task, tokenizer, dev=datasets.dev)
         if args.do_eval:
             trainer.evaluate()
-        write_predictions(trainer, datasets.test)
+        write_predictions(trainer, datasets.test, task_args.file)
     push(args)

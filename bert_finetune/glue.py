@@ -5,7 +5,8 @@ checksums are in glue_sha256.py. MNLI's classes stand in the order of the BERT-E
 entailment, neutral); models are matched by class name, never by position.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -123,12 +124,20 @@ class Task:
         """The task's figures of a model's logits (examples, outputs)."""
         return self.kind.measure(self.figures, logits, labels)
 
-    def check_metric(self, metric: str | None, *more: str) -> None:
-        """Raise InputError for a `--metric_for_best_model` that an evaluation does not give; `more`: beside the task's
-        own figures."""
-        figures = ("loss", *self.figures, *more)
+    def weighted(self, class_weights: str, labels: Sequence) -> "Task":
+        """The task whose hard loss weighs classes as `--class_weights` says; `labels`: of the training rows."""
+        return self if class_weights == "none" else replace(self, kind=self.kind.weighted(np.asarray(labels)))
+
+    def chosen_by(self, metric: str | None, *more: str) -> "Task":
+        """The task with the figure that `--metric_for_best_model` names among those that are measured.
+
+        `more`: figures beside those of the task's kind. Raises InputError for one that there is not.
+        """
+        of_kind = dict.fromkeys((*self.figures, *self.kind.own_figures))
+        figures = ("loss", *of_kind, *more)
         if metric not in (None, *figures):
             raise InputError(f"--metric_for_best_model {metric}: {self.name} has {', '.join(figures)}")
+        return self if metric not in of_kind else replace(self, figures=tuple(dict.fromkeys((*self.figures, metric))))
 
 
 def _corpus(

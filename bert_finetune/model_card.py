@@ -58,6 +58,7 @@ def write_model_card(
     text.append(f'classify = pipeline("text-classification", model="{for_others(folder)}")')
     example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
     text += [f"classify({example})", "```", ""]
+    text += [task.kind.use, ""] if task.kind.use else []
     text += [_HOW, "", "```", command_for_others(run["command"]), "```", "", f"Seed {run['seed']}."]
     text += [
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".",

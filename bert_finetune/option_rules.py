@@ -149,7 +149,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "gradient_accumulation_steps": (_FROM_1,),
     "average_tokens_across_devices": _refused("has no effect: losses are means over rows, not tokens"),
     "max_grad_norm": (Rule("must be 0, for no clipping, or more", _FROM_0.fits),),
-    "label_smoothing_factor": (_BELOW_1, _noted("not for scores"), NOT_IN_DISTILLATION),
+    "label_smoothing_factor": (_BELOW_1, _noted("only where a text has one class"), NOT_IN_DISTILLATION),
     "fp16": (Rule("needs a GPU; leave it out, or use --bf16", lambda value, args: has_gpu(args)),),
     "bf16_full_eval": _refused("would leave the saved model's weights in bfloat16; use --bf16"),
     "fp16_full_eval": _refused("would leave the saved model's weights in float16; use --bf16 or --fp16"),

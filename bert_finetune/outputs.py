@@ -27,7 +27,16 @@ from bert_finetune.run_checkpoints import (
 )
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyemd", "POT", "numpy", "scipy", "scikit-learn")
-_PREDICTIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
+
+
+def with_probabilities(predictions: str) -> str:
+    """The file with probabilities beside a file of predictions."""
+    return f"{Path(predictions).stem}.probabilities.csv"
+
+
+_SUBMISSIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
+_PREDICTIONS = (*_SUBMISSIONS, *map(with_probabilities, _SUBMISSIONS))
+
 # What a killed run was about to save, or to remove.
 _UNFINISHED = (".saving-*", ".removing-*")
 # What a run writes, beside its checkpoints, and --overwrite_output_dir takes away, with the exports of its model.
@@ -48,16 +57,26 @@ _RUN_FILES = (
     "eval_results.*",
     "dev_predictions.npz",
     "test_predictions.npz",
+    "projections.safetensors",
     "layer_weights.csv",
     "flows.npz",
     "teacher_cache",
+    "corpus",
     *(f"{name}.{kind}" for name in ("flow", "flow_over_training", "layer_weights") for kind in ("png", "svg")),
     *_PREDICTIONS,
 )
 
 # What --push_to_hub keeps back: what only this machine has a use for, or names it (TensorBoard's log), labels and
 # predictions of the user's data.
-_KEPT_HERE = ("runs", *_UNFINISHED, "teacher_cache", "dev_predictions.npz", "test_predictions.npz", *_PREDICTIONS)
+_KEPT_HERE = (
+    "runs",
+    *_UNFINISHED,
+    "teacher_cache",
+    "corpus",
+    "dev_predictions.npz",
+    "test_predictions.npz",
+    *_PREDICTIONS,
+)
 
 
 def check_output_dir(args: TrainingArguments, *sources: str | None) -> None:

@@ -17,15 +17,15 @@ def ending(path: str | Path) -> str:
     return (Path(path.stem) if path.suffix.lower() in PACKED else path).suffix.lower()
 
 
-def several(option: str, paths: str) -> list[Path]:
-    """The files of an option that takes several, with commas between them, patterns of names, and folders of Parquet
-    files; each once. A name with a comma in it is that file's, if it is there. Raises InputError for one that is not
-    there."""
+def several(option: str, paths: str, kinds: tuple[str, ...] = (".parquet",)) -> list[Path]:
+    """The files of an option that takes several, with commas between them, patterns of names, and folders of files of
+    these `kinds`; each once. A name with a comma in it is that file's, if it is there. Raises InputError for one that
+    is not there."""
     found = []
-    for part in [paths] if _is_there(paths) else filter(None, map(str.strip, paths.split(","))):
+    for part in listed(paths):
         if Path(part).is_dir():
-            here = sorted(Path(part).glob("*.parquet"))
-            lacks = "no folder of .parquet files"
+            here = sorted(file for file in Path(part).iterdir() if ending(file) in kinds)
+            lacks = f"no folder of {' or '.join(kinds)} files"
         else:
             here = [part] if _is_there(part) else sorted(glob.glob(part, recursive=True))
             lacks = "no such file"
@@ -35,6 +35,11 @@ def several(option: str, paths: str) -> list[Path]:
     if not found:
         raise InputError(f"{option} {paths}: names no file")
     return list(dict.fromkeys(found))
+
+
+def listed(paths: str) -> list[str]:
+    """Paths with commas between them; one alone, if it is there, may have commas in its name."""
+    return [paths] if _is_there(paths) else list(filter(None, map(str.strip, paths.split(","))))
 
 
 def _is_there(path: str) -> bool:

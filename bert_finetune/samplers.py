@@ -26,6 +26,20 @@ class LengthGroupedBatches(LengthGroupedSampler):
         return super().__iter__()
 
 
+class Shuffled(Sampler):
+    """So many rows in a random order, another one in each epoch; in epoch k the same whether or not the run was
+    interrupted. It takes 8 bytes of memory a row; `epoch()` as in `LengthGroupedBatches`."""
+
+    def __init__(self, rows: int, seed: int, epoch: Callable[[], int]):
+        self._rows, self._seed, self._epoch = rows, seed, epoch
+
+    def __iter__(self):
+        return map(int, np.random.default_rng((self._seed, self._epoch())).permutation(self._rows))
+
+    def __len__(self) -> int:
+        return self._rows
+
+
 class SharedBatches(BatchSampler):
     """The batches of a single process, each cut into one part for every process: accelerate deals the parts out.
 

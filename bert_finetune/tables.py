@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ PLAIN, TEXT = ".txt", "text"
 
 # Between a CSV file's fields -> what a message calls it. The first that splits a header best is taken.
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+
+_STREAMED = 1 << 20  # bytes
 
 # How files begin that are not what their name says, or stand for another.
 _PARQUET = b"PAR1"
@@ -69,6 +71,10 @@ class Table:
             )
         return self.columns.index(name)
 
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether all of these columns are there."""
+        return set(names) <= set(self.columns)
+
     def lacks_header(self) -> bool:
         """Whether the names of the columns look like a row of data."""
         if self.columns == tuple(map(str, range(len(self.columns)))):
@@ -89,8 +95,18 @@ class Table:
 
         Raises InputError for what is neither a text nor a number.
         """
+        return self._as_text(k, position, self._value(k, position))
+
+    def entries(self, k: int, position: int) -> list[str | None] | None:
+        """The texts of a field that holds a list, None of one that holds none. Raises InputError as `text` does."""
+        value = self._value(k, position)
+        return [self._as_text(k, position, each) for each in value] if isinstance(value, list) else None
+
+    def _value(self, k: int, position: int):
         row = self.rows[k]
-        value = row[position] if position < len(row) else None
+        return row[position] if position < len(row) else None
+
+    def _as_text(self, k: int, position: int, value) -> str | None:
         if isinstance(value, bytes):
             try:
                 return value.decode()
@@ -290,8 +306,8 @@ def _json_lines(path: Path, text: str) -> tuple[list[dict], list[int]]:
 
 
 def read_parquet(path: Path) -> Table:
-    """Read a Parquet file. The numbers of a ClassLabel column, of Hugging Face's datasets, become its class names; -1,
-    which stands for none there, no value."""
+    """Read a Parquet file. The numbers of a ClassLabel column, of Hugging Face's datasets, or of lists of such, become
+    its class names; -1, which stands for none there, no value."""
     raw = _read_bytes(path)
     if not raw.startswith(_PARQUET):
         _check_kind(path, raw)
@@ -325,15 +341,19 @@ def _class_labels(schema: pyarrow.Schema) -> list[list[str] | None]:
     def names(field: pyarrow.Field) -> list[str] | None:
         try:
             feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][field.name]
+            feature = feature.get("feature", feature)  # of a list's entries
             found = feature["names"] if feature["_type"] == "ClassLabel" else None
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, AttributeError):
             return None  # no metadata, none of Hugging Face, or none that says what this column is
-        return found if isinstance(found, list) and pyarrow.types.is_integer(field.type) else None
+        entry = getattr(field.type, "value_type", field.type)
+        return found if isinstance(found, list) and pyarrow.types.is_integer(entry) else None
 
     return [names(field) for field in schema]
 
 
-def _class_label(value: int | None, names: list[str], what: str) -> str | None:
+def _class_label(value: int | list | None, names: list[str], what: str) -> str | list | None:
+    if isinstance(value, list):
+        return [_class_label(each, names, what) for each in value]
     if value is None or value == -1:
         return None
     if not 0 <= value < len(names):
@@ -346,6 +366,48 @@ def read_lines(path: Path) -> Table:
     lines = [(k, line.removesuffix("\r")) for k, line in enumerate(_read_text(path).split("\n"), 1)]
     rows = [(k, line) for k, line in lines if line.strip()]
     return Table(path, (TEXT,), [[line] for _, line in rows], [k for k, _ in rows])
+
+
+# Files of any size, of which little is in memory at a time.
+
+
+def stream_lines(path: Path) -> Iterator[str]:
+    """The lines of plain text, packed or not, without their ends; blank lines are among them."""
+    packing, number = PACKED.get(path.suffix.lower()), 0
+    try:
+        with pyarrow.input_stream(str(path), packing) as stream, io.BufferedReader(stream, _STREAMED) as file:
+            _check_kind(path, file.peek())
+            for number, raw in enumerate(file, 1):
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, line {number}: not UTF-8 text; save the file as UTF-8") from error
+    except (OSError, pyarrow.ArrowException) as error:
+        what = "cannot be read" if packing is None else f"not a whole {packing} file"
+        raise InputError(f"{path}: {what}: {reason(error)}") from error
+
+
+def stream_texts(path: Path, column: str | None) -> Iterator[str]:
+    """A text column of a Parquet file, None for its only one, row by row; a row without a text is left out."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            texts = [field.name for field in schema if pyarrow.types.is_string(field.type) or _is_long(field.type)]
+            if column is None and len(texts) == 1:
+                (column,) = texts
+            if column not in texts:
+                there = ", ".join(schema.names)
+                said = "which of its columns is the text?" if column is None else f"no column {column!r} of text"
+                raise InputError(f"{path}: {said} --text_column names it; its columns are {there}")
+            for batch in file.iter_batches(columns=[column]):
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a Parquet file that can be read: {reason(error)}") from error
+
+
+def _is_long(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_large_string(kind)
 
 
 # A file's ending -> who reads it.

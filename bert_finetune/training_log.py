@@ -25,7 +25,7 @@ class Means:
 
 
 class QuietProgress(ProgressCallback):
-    """The progress bars without a dictionary printed at every log: `TaskTrainer` prints its own line."""
+    """The progress bars without a dictionary printed at every log: `RunTrainer` prints its own line."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass

@@ -14,6 +14,9 @@ rows. In Python:
     from deploy.classify import Classifier
     classify = Classifier("model/SST-2/student/onnx")
     classify(["a gripping film"])        # [{"label": "positive", "probabilities": {"negative": 0.02, ...}}]
+
+A student that gives a text several labels, or none, answers {"labels": ["funny", "sad"], "probabilities": {...}}: those
+whose probability is above their threshold.
 """
 
 import argparse
@@ -115,6 +118,8 @@ class Classifier:
         path = folder / (file or next((name for name in FILES if (folder / name).is_file()), FLOAT))
         config, export = _read_json(folder / "config.json"), _read_json(folder / "export.json")
         self.names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
+        self.has_several = config.get("problem_type") == "multi_label_classification"
+        self.thresholds = np.array(config.get("thresholds") or [0.5] * len(self.names))
         self.max_seq_length = export["max_seq_length"]
         self.text_columns = export.get("text_columns", [])
         self.file = path.name
@@ -140,7 +145,7 @@ class Classifier:
 
     def __call__(self, texts: Iterable[str | Texts], batch_size: int = 32) -> list[dict]:
         """An answer for each text, or pair of texts: `{"label": ..., "probabilities": {name: ...}}`, of a regression
-        `{"score": ...}`."""
+        `{"score": ...}`; where texts have several labels, `{"labels": [...], "probabilities": {name: ...}}`."""
         pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         if len({len(pair) for pair in pairs}) > 1:
             raise WrongInput("give all texts, or all pairs")
@@ -150,6 +155,10 @@ class Classifier:
         """Of one text, from its logits (outputs,)."""
         if self.is_regression:
             return {"score": float(logits[0])}
+        if self.has_several:
+            chances = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+            labels = [name for name, applies in zip(self.names, chances > self.thresholds, strict=True) if applies]
+            return {"labels": labels, "probabilities": dict(zip(self.names, chances.tolist(), strict=True))}
         shares = np.exp(logits.astype(np.float64) - logits.max())
         shares /= shares.sum()
         probabilities = dict(zip(self.names, shares.tolist(), strict=True))
@@ -341,11 +350,16 @@ def _answers(classifier: Classifier, lines: list[Line], batch_size: int) -> Iter
         yield None if line.texts is None else classifier.answer(next(logits))
 
 
-# How answers are written: made with the file and the classifier's names, called with each answer.
+# How answers are written: made with the file and the classifier, called with each answer.
 
 
-def _plain(file: io.TextIOBase, names: list[str]) -> Callable[[dict | None], None]:
-    """The label and its probability, or the score, with a tab between them; an empty line for none."""
+def _labels(answer: dict) -> list[str]:
+    return answer["labels"] if "labels" in answer else [answer["label"]]
+
+
+def _plain(file: io.TextIOBase, classifier: Classifier) -> Callable[[dict | None], None]:
+    """The label and its probability with a tab between them, of several labels with commas between these; or the score.
+    An empty line for no answer."""
 
     def write(answer: dict | None) -> None:
         if answer is None:
@@ -353,17 +367,19 @@ def _plain(file: io.TextIOBase, names: list[str]) -> Callable[[dict | None], Non
         elif "score" in answer:
             file.write(f"{answer['score']:.4f}\n")
         else:
-            file.write(f"{answer['label']}\t{answer['probabilities'][answer['label']]:.4f}\n")
+            shares = (f"{answer['probabilities'][label]:.4f}" for label in _labels(answer))
+            file.write(f"{','.join(_labels(answer))}\t{','.join(shares)}\n")
 
     return write
 
 
-def _table(delimiter: str) -> Callable[[io.TextIOBase, list[str]], Callable[[dict | None], None]]:
-    """A row for each answer: the label, and the probability of each class; or the score."""
+def _table(delimiter: str) -> Callable[[io.TextIOBase, Classifier], Callable[[dict | None], None]]:
+    """A row for each answer: the label, or several with commas between, and the probability of each class; or the
+    score."""
 
-    def begin(file: io.TextIOBase, names: list[str]) -> Callable[[dict | None], None]:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        header = ["label", *names] if len(names) > 1 else ["score"]
+    def begin(file: io.TextIOBase, classifier: Classifier) -> Callable[[dict | None], None]:
+        writer, names = csv.writer(file, delimiter=delimiter, lineterminator="\n"), classifier.names
+        header = ["score"] if classifier.is_regression else ["labels" if classifier.has_several else "label", *names]
         writer.writerow(header)
 
         def write(answer: dict | None) -> None:
@@ -373,14 +389,14 @@ def _table(delimiter: str) -> Callable[[io.TextIOBase, list[str]], Callable[[dic
                 writer.writerow([f"{answer['score']:.6f}"])
             else:
                 shares = (f"{answer['probabilities'][name]:.6f}" for name in names)
-                writer.writerow([answer["label"], *shares])
+                writer.writerow([",".join(_labels(answer)), *shares])
 
         return write
 
     return begin
 
 
-def _json_lines(file: io.TextIOBase, names: list[str]) -> Callable[[dict | None], None]:
+def _json_lines(file: io.TextIOBase, classifier: Classifier) -> Callable[[dict | None], None]:
     return lambda answer: file.write(json.dumps(answer, ensure_ascii=False) + "\n")
 
 
@@ -466,7 +482,7 @@ def classify(options: argparse.Namespace) -> None:
         if options.output:
             out = stack.enter_context(open(options.output, "w", encoding="utf-8", newline=""))
             begin = WRITERS[options.output.suffix.lower()]
-        write = begin(out, classifier.names)
+        write = begin(out, classifier)
         for answer in classified(classifier, lines, options.batch_size, skip):
             write(answer)
         out.flush()

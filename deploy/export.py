@@ -34,6 +34,7 @@ from bert_finetune.glue import Task
 from bert_finetune.model_card import put_section
 from bert_finetune.paths import command_for_others
 from bert_finetune.samplers import batches_longest_first, longest_first
+from bert_finetune.task_kinds import of_teacher
 from bert_finetune.training_log import format_figures
 from deploy.card import card_section
 from deploy.classify import FLOAT, INT8, files_of
@@ -57,11 +58,12 @@ _TIMED = 8, 64
 
 @dataclass(frozen=True)
 class DevSet:
-    """One of a task's dev sets: tokenised, with its labels, and the teacher's answers where a run has kept them."""
+    """One of a task's dev sets: tokenised, with its labels, and the teacher's answers where a run has kept them, with
+    the settings of its kind."""
 
     name: str
     data: Dataset
-    teacher_logits: np.ndarray | None
+    teacher: dict[str, np.ndarray]
 
     @property
     def labels(self) -> np.ndarray:
@@ -92,7 +94,7 @@ def export(options, task_args: TaskArguments) -> bool:
     dev = []
     for split, data in loaded.items():
         split = split if len(loaded) > 1 else ""
-        dev.append(DevSet(split, data, _teacher_logits(Path(name), split, data)))
+        dev.append(DevSet(split, data, _teachers_answers(Path(name), split, data)))
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with writing(target):
@@ -204,8 +206,8 @@ def _figures(task: Task, dev: DevSet, logits: np.ndarray, student: dict[str, np.
     """The task's figures, and the agreement with the student in PyTorch and with its teacher, by name."""
     found = task.measure(logits, dev.labels)
     found["student_agreement"] = task.kind.agreement(logits, student[dev.name])["agreement"]
-    if dev.teacher_logits is not None:
-        found |= task.kind.agreement(logits, dev.teacher_logits)
+    if dev.teacher:
+        found |= task.kind.configured(dev.teacher).agreement(logits, dev.teacher["logits"])
     return {_key(dev, name): value for name, value in found.items()}
 
 
@@ -222,15 +224,15 @@ def _say(what: str, figures: dict[str, float]) -> None:
     print(f"{what}: {format_figures(figures)}")
 
 
-def _teacher_logits(folder: Path, split: str, data: Dataset) -> np.ndarray | None:
-    """Those that the student's run has kept of this very dev set."""
+def _teachers_answers(folder: Path, split: str, data: Dataset) -> dict[str, np.ndarray]:
+    """Those that the student's run has kept of this very dev set; empty where there are none."""
     path = folder / "dev_predictions.npz"
     if not path.is_file():
-        return None
+        return {}
     with np.load(path) as kept:
         arrays = {key.removeprefix(f"{split}/" if split else ""): kept[key] for key in kept.files}
     same = np.array_equal(arrays.get("labels"), np.array(data["labels"]))
-    return arrays.get("teacher_logits") if same else None
+    return of_teacher(arrays) if same else {}
 
 
 def _replace(aside: Path, target: Path) -> None:

@@ -76,9 +76,10 @@ def question_of(max_texts: int) -> type[BaseModel]:
 
 
 class Answer(BaseModel):
-    """Of a text: `label` and `probabilities`, or of a regression a `score`."""
+    """Of a text: `label` and `probabilities`, or of a regression a `score`; `labels` where a text may have several."""
 
     label: str | None = None
+    labels: list[str] | None = None
     probabilities: dict[str, float] | None = None
     score: float | None = None
 

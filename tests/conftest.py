@@ -103,7 +103,7 @@ def training_is_marked(request, monkeypatch):
     """`make check` leaves out the tests that train: each of them must have the mark `training`."""
     if not request.node.get_closest_marker("training"):
         untold = "a test that trains needs the mark `training`"
-        monkeypatch.setattr("bert_finetune.training.TaskTrainer.train", lambda *args, **kwargs: pytest.fail(untold))
+        monkeypatch.setattr("bert_finetune.run_trainer.RunTrainer.train", lambda *args, **kwargs: pytest.fail(untold))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from bert_emd.objectives import PARTS, Objective, PublishedCosts
 from bert_finetune.task_kinds import Regression
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import augmentation
 import bench
 import load
 import looped
@@ -114,3 +115,21 @@ def test_load_of_a_server(tmp_path, tokenizer, exits_with_2):  # noqa: F811
     assert "must be 1 or more" in exits_with_2(load.main, *command, tmp_path / "none.txt")
     line = exits_with_2(load.main, "--model", tmp_path, "--texts", tmp_path / "lines.txt", "--output_dir", tmp_path)
     assert "give the folder that deploy/export_student.py has written" in line
+
+
+@pytest.mark.slow
+def test_speed_of_augmentation(tmp_path, pretrained, exits_with_2, monkeypatch):
+    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 24}
+    monkeypatch.setattr(augmentation, "SHAPES", {"1 x 24": shape})
+    (tmp_path / "sentences.txt").write_text(
+        "".join(f"{k}\t1.5\tA good film {k} and the dull song .\n" for k in range(9))
+    )
+    monkeypatch.setattr(augmentation.quickstart, "fetch_text", lambda: None)
+    monkeypatch.setattr(augmentation.quickstart, "SENTENCES", tmp_path / "sentences.txt")
+    command = ["--tokenizer", str(pretrained), "--output_dir", str(tmp_path), "--rounds", "2", "--few", "2"]
+    augmentation.main([*command, "--sentences", "8"])
+    found = json.loads((tmp_path / "augmentation.json").read_text())
+    row = found["models"]["1 x 24"]
+    assert row["ours"] > 0 < row["a pass a word"] and row["ratio"] > 1
+    assert f"| 1 x 24 | {row['a pass a word']:.2f} | {row['ours']:.1f} |" in (tmp_path / "augmentation.md").read_text()
+    assert "no more than --sentences" in exits_with_2(augmentation.main, *command, "--sentences", "1")

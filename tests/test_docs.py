@@ -24,6 +24,8 @@ PACKAGES = ("bert_finetune", "bert_emd", "experiments", "deploy")
 DISTIL = "bert_emd/emd_task_distill.py"
 SCRIPTS = [
     DISTIL,
+    "bert_emd/general_distill.py",
+    "bert_emd/augment_data.py",
     "bert_finetune/run_glue.py",
     "bert_finetune/submission.py",
     "bert_finetune/convert_bert_original_tf_checkpoint_to_pytorch.py",
@@ -38,6 +40,7 @@ SCRIPTS = [
     "quickstart.py",
     "bert_emd/teacher_cache.py",
     "benchmarks/load.py",
+    "benchmarks/augmentation.py",
 ]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -104,7 +107,7 @@ def test_commands_name_scripts_and_options_that_exist(page, options_of):
 @each_page
 def test_options_named_in_prose_exist(page, options_of):
     known = set().union(*map(options_of, SCRIPTS)) | {"--nproc_per_node", "--address"}
-    theirs = {"--pkd", "--use_emd", "--aug_train", "--json"}  # the authors', and curl's
+    theirs = {"--pkd", "--use_emd", "--json"}  # the authors', and curl's
     assert set(re.findall(r"(?<![\w-])--[a-zA-Z]\w*", page.read_text(encoding="utf-8"))) <= known | theirs
 
 

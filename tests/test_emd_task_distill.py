@@ -308,7 +308,7 @@ def test_compiled_models(shallow_teacher, glue_dir, tmp_path, monkeypatch):
     options, student = ["--beta", 1], ["--student_layers", 1]
     run(*command(shallow_teacher, glue_dir, tmp_path / "eager", *options, student=student))
     compiled = []
-    monkeypatch.setattr("bert_finetune.training._NOT_COMPILED", ())
+    monkeypatch.setattr("bert_finetune.run_trainer._NOT_COMPILED", ())
     monkeypatch.setattr("bert_emd.task_distillation.LayerCosts", lambda *args: LayerCosts(*args[:2]))
     monkeypatch.setattr(
         PreTrainedModel,

@@ -18,7 +18,7 @@ from glue_files import write_task
 from mishaps import full_disk, snapshot
 
 from bert_emd.emd_task_distill import main as distil
-from bert_finetune import files, finishing, outputs, run_checkpoints, training
+from bert_finetune import files, finishing, outputs, run_checkpoints, run_trainer
 from bert_finetune.errors import InputError
 from bert_finetune.glue import get_task
 from bert_finetune.run_checkpoints import checkpoints, fault_of, keep, last_checkpoint, last_good_checkpoint
@@ -301,7 +301,7 @@ class Disk:
         self._contents: dict[Path, bytes] = {}
         for name in ("flush", "rename", "remove"):
             original = getattr(files, name)
-            for module in (files, run_checkpoints, outputs, __import__("bert_finetune.training").training):
+            for module in (files, run_checkpoints, outputs, run_trainer):
                 if getattr(module, name, None) is original:
                     monkeypatch.setattr(module, name, self._recording(name, original))
 
@@ -414,7 +414,7 @@ def test_a_folder_that_nothing_can_be_written_in_any_more(world, tmp_path, monke
 
     for function, named in (("remove", out), ("begin", out / "checkpoint-4")):
         with monkeypatch.context() as patch:
-            patch.setattr(training, function, read_only)
+            patch.setattr(run_trainer, function, read_only)
             resumed = ["--resume_from_checkpoint"] * out.exists()
             line = exits_with_2(fine_tune, *fine_tuning(world, out, *resumed))
         assert f"error: {named}: cannot be written: Read-only file system" in line

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm, ttest_rel
 
 from bert_finetune.glue import TASKS, Task
-from bert_finetune.task_kinds import Classification, Regression
+from bert_finetune.task_kinds import Classification, MultiLabel, Regression
 from experiments.significance import (
     _measured_anew,
     bootstrap_interval,
@@ -30,6 +30,11 @@ def scores(metric):
     return Task("custom", (), Regression(), metric, figures=Regression.own_figures)
 
 
+def sets_of_labels(metric):
+    kind = MultiLabel({name: name for name in "abc"})
+    return Task("custom", (), kind, metric, figures=kind.own_figures)
+
+
 TASKS_OF_ALL_METRICS = (
     [TASKS[name] for name in ("RTE", "MRPC", "CoLA", "STS-B", "MNLI")]
     + [classes(5, metric) for metric in Classification.own_figures]
@@ -42,6 +47,8 @@ def made_up(task, examples, rng, runs=3):
     logits = [rng.normal(size=(examples, task.kind.outputs)).round(1) for _ in range(runs)]
     if isinstance(task.kind, Regression):
         return logits, rng.integers(4, size=examples) / 2
+    if isinstance(task.kind, MultiLabel):
+        return logits, (rng.random((examples, 3)) < (0.5, 0.2, 0.1)).astype(float)
     return logits, rng.integers(task.kind.outputs, size=examples)
 
 
@@ -60,7 +67,11 @@ def test_resamples_are_measured_as_the_task_does(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS_OF_ALL_METRICS, ids=lambda task: f"{task.name} {task.metric}")
+@pytest.mark.parametrize(
+    "task",
+    [*TASKS_OF_ALL_METRICS, *map(sets_of_labels, MultiLabel.own_figures)],
+    ids=lambda task: f"{task.name} {task.metric}",
+)
 def test_the_slow_way_for_any_figure_equals_the_fast_ones(task):
     """It calls the task itself, which knows nothing of weights."""
     rng = np.random.default_rng(1)

@@ -14,6 +14,8 @@ SCRIPTS = [
     "-m bert_finetune.submission",
     "bert_finetune/convert_bert_original_tf_checkpoint_to_pytorch.py",
     "bert_emd/emd_task_distill.py",
+    "bert_emd/general_distill.py",
+    "bert_emd/augment_data.py",
     "-m bert_emd.teacher_cache",
     "experiments/run_suite.py",
     "experiments/compare_results.py",
