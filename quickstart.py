@@ -108,7 +108,13 @@ def main(argv: list[str] | None = None) -> None:
             rows = [{"sentence": sentence, "label": label} for sentence, label in examples]
             sources.mkdir(parents=True, exist_ok=True)
             write_atomically(sources / f"{name}.csv", as_csv(rows))
-        print(f"{sources}: {len(both[0])} training and {len(both[1])} dev sentences of 20 classes, for plans")
+        texts = [path.read_text(encoding="utf-8") for name, path in SOURCES.items() if name != "movie"]
+        others = sorted({sentence for text in texts for sentence, _ in rated(text)})
+        write_atomically(sources / "others.txt", "\n\n".join([*others, ""]))
+        print(
+            f"{sources}: {len(both[0])} training and {len(both[1])} dev sentences of 20 classes, and {len(others)} "
+            "sentences that are not of movies, for plans"
+        )
         return
 
     teacher = options.output_dir / "teacher"

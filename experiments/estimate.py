@@ -50,6 +50,7 @@ def show_what_is_left(plan: Plan, runs: list[PlannedRun], environments: list[dic
         f"An estimate, from {STEPS} steps of some runs on this machine: {duration(total)} one after the other, "
         f"{duration(total / len(environments))} with {len(environments)} side by side.",
         "Steps after the first few are often faster, and the teacher's answers, once kept, save more.",
+        *(["What [steps] take is not in it."] if any(run.is_step for run in left) else []),
         sep="\n",
     )
 
@@ -58,11 +59,12 @@ def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) ->
     """Name of every run that is not done -> its seconds.
 
     Measured are `STEPS` steps of each task's first teacher and of a student by the baseline, and for the first task of
-    each method and each size; the other cells are products of these. Raises InputError where one of them fails.
+    each method and each size; the other cells are products of these. A method that needs what steps make is measured
+    once they are done, and counted like the baseline before; steps are not. Raises InputError where one of them fails.
     """
     left = [run for run in runs if not run.is_done()]
-    students = {(run.task, run.size, run.method): run for run in reversed(runs) if not run.is_teacher}
-    wanted = [run for run in left if not run.is_teacher]
+    students = {(run.task, run.size, run.method): run for run in reversed(runs) if run.is_student}
+    wanted = [run for run in left if run.is_student]
     first_teachers = {run.task: run for run in reversed(left) if run.is_teacher}
     tasks, sizes, methods = (list(dict.fromkeys(getattr(r, key) for r in wanted)) for key in ("task", "size", "method"))
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +78,9 @@ def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) ->
         first = {(sizes[0], plan.baseline): base[tasks[0]]} if tasks else {}
         for size, method in [(sizes[0], method) for method in methods] + [(size, plan.baseline) for size in sizes]:
             if (size, method) not in first:
-                first[size, method] = measure(students[tasks[0], size, method])
+                run = students[tasks[0], size, method]
+                there = all(other.is_done() for other in run.needs)
+                first[size, method] = measure(run) if there else base[tasks[0]]
 
     def time_of(run: PlannedRun) -> RunTime:
         if run.is_teacher:
@@ -85,12 +89,13 @@ def estimate(plan: Plan, runs: list[PlannedRun], environment: dict[str, str]) ->
         factor = math.prod(one.step / base[tasks[0]].step for one in alike)
         return replace(base[run.task], step=base[run.task].step * factor)
 
-    rows = {task: _rows(plan, task) for task in {run.task for run in left}}
+    rows = {task: _rows(plan, task) for task in {run.task for run in left if not run.is_step}}
     found = {}
-    for run in left:
+    for run in (run for run in left if not run.is_step):
         train, dev = rows[run.task]
-        if "unlabeled_file" in run.options:
-            paths = several("unlabeled_file", as_text(run.options["unlabeled_file"]))
+        unlabelled = (run.options | run.place).get("unlabeled_file")
+        if unlabelled and all(other.is_done() for other in run.needs):
+            paths = several("unlabeled_file", as_text(unlabelled))
             train += sum(len(read_table(path).rows) for path in paths)
         found[run.name] = _seconds(_resolved(run), time_of(run), train, dev)
     return found

@@ -9,16 +9,26 @@ from typing import ClassVar
 import numpy as np
 
 from bert_finetune.glue import Task
-from bert_finetune.task_kinds import AGREEMENT, SMALLER_IS_BETTER
+from bert_finetune.task_kinds import AGREEMENT, SMALLER_IS_BETTER, of_teacher
 from experiments.significance import Measure, mean_of, measure_of
 
 # A task's own figure, whatever it is called there.
 SCORE = "score"
 
-_TITLES = {"accuracy": "accuracy", "f1": "F1", "mcc": "MCC", "spearman": "ρ"}
+_TITLES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "mcc": "MCC",
+    "micro_f1": "micro F1",
+    "spearman": "ρ",
+}
 
 Arrays = dict[str, np.ndarray]
-"""What a run has kept of a set, by name: `logits` (examples, outputs), `labels`, `teacher_logits`."""
+"""What a run has kept of a set, by name: `logits` (examples, outputs), `labels`, `teacher_logits`; and `SETTINGS`."""
+
+# What is not of the examples but of a model, where its kind has it: `TaskKind.settings`, and the teacher's.
+SETTINGS = ("thresholds", "teacher_thresholds")
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,8 @@ class Figure:
 
     def measure(self, arrays: Arrays) -> Measure:
         """The figure of resamples of the set."""
-        return measure_of(replace(self.task, metric=self.name), arrays["logits"], arrays["labels"])
+        task = replace(self.task, metric=self.name, kind=self.task.kind.configured(arrays))
+        return measure_of(task, arrays["logits"], arrays["labels"])
 
     def of(self, arrays: Arrays) -> float:
         """The figure of the whole set."""
@@ -95,9 +106,10 @@ class Agreement(Figure):
     needs = ("logits", "teacher_logits")
 
     def measure(self, arrays: Arrays) -> Measure:
-        kind = self.task.kind
-        teachers = kind.answers(arrays["teacher_logits"])
-        return measure_of(replace(self.task, metric=kind.agreement_figure), arrays["logits"], teachers)
+        teacher = of_teacher(arrays)
+        kind = self.task.kind.configured(teacher)
+        task = replace(self.task, metric=kind.agreement_figure, kind=kind)
+        return measure_of(task, arrays["logits"], kind.answers(teacher["logits"]))
 
     def constant(self, arrays: Arrays) -> None:
         return None
@@ -118,7 +130,7 @@ def figures_of(task: Task, name: str = SCORE) -> list[Figure]:
     task has no such figure."""
     part, name = ("test", name.removeprefix("test_")) if name.startswith("test_") else ("eval", name)
     name = task.metric if name == SCORE else name
-    if name not in (*task.figures, *_OF_TEACHER):
+    if name not in (*task.figures, *task.kind.own_figures, *_OF_TEACHER):
         return []
     splits = list(task.dev) if part == "eval" and len(task.dev) > 1 else [""]
     return [_OF_TEACHER.get(name, Figure)(task, name, part, split) for split in splits]

@@ -16,13 +16,14 @@ from bert_emd.recipes import AUTHORS_CHOOSE_BY
 from bert_finetune.errors import InputError, reading
 from bert_finetune.files import read_json
 from bert_finetune.glue import TASKS, Task, get_task
-from bert_finetune.task_kinds import Classification, Regression
-from experiments.figures import Arrays, Figure, figures_of
+from bert_finetune.task_kinds import Classification, MultiLabel, Regression
+from experiments.figures import SETTINGS, Arrays, Figure, figures_of
+from experiments.planned_runs import STEPS
 
 # The task of files of the user's own, of which a run keeps no more than this; the first whose figure a run has.
 _CUSTOM = [
     Task("custom", (), kind, kind.own_metric, figures=kind.own_figures)
-    for kind in (Classification({"a class": "a class"}), Regression())
+    for kind in (Classification({"a class": "a class"}), Regression(), MultiLabel({"a class": "a class"}))
 ]
 
 # How the published code names figures in eval_results.txt.
@@ -114,6 +115,7 @@ class FinishedRun:
             whole = all(0 < len(logits) == len(array) and np.isfinite(array).all() for array in kept.values())
             if not (whole and ("labels" not in kept or kind.could_be(logits, kept["labels"]))):
                 raise InputError(f"{path}: does not hold logits and a label for each example")
+            kept |= {name: arrays[prefix + name] for name in SETTINGS if prefix + name in arrays}
             found, told = figure.of(kept), self.figure(figure)
         if told is not None and abs(found - told) > _TOLERANCE:
             raise InputError(
@@ -196,7 +198,7 @@ def find_runs(roots: list[Path]) -> tuple[list[FinishedRun], list[Unfinished]]:
 def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:
     """Folders that hold a run or the start of one, or whose record lies beside them, each with its record."""
     for path, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-")))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-")) and name != STEPS)
         here = Path(path)
         beside = here.resolve().with_name(here.resolve().name + ".json")
         if {"eval_results.json", "eval_results.txt", "args.json"} & {*files}:
@@ -223,6 +225,9 @@ def _read_run(root: Path, folder: Path, record: dict) -> FinishedRun | Unfinishe
     if state != _FINISHED or not results:
         state = state if state != _FINISHED else "no eval_results"
         return Unfinished(folder, task_name, size, method, seed, state)
+    options = args.get("options", {})
+    if options.get("one_step") is False and not options.get("pred_distill"):
+        return Unfinished(folder, task_name, size, method, seed, "the first of two stages")
     task = _task(task_name, results[0], folder)
     # The published code gives MNLI's matched figure without the set's name.
     results = [{task.best_metric: entry.get(f"eval_{task.metric}")} | entry for entry in results]

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_emd.arguments import DistillationArguments
+from bert_emd.augment_data import parser as augment_parser
+from bert_emd.general_arguments import GeneralArguments
 from bert_finetune.arguments import ModelArguments, TaskArguments
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
 from bert_finetune.files import read_toml
 from bert_finetune.glue import TASKS
 from bert_finetune.paths import several
-from experiments.planned_runs import PlannedRun, as_arguments, as_text
+from experiments.planned_runs import STEPS, PlannedRun, as_arguments, as_text
 
 if TYPE_CHECKING:
     from bert_finetune.tables import Table
@@ -29,22 +31,44 @@ _GIVEN = """
     resume_from_checkpoint do_train help
     push_to_hub hub_model_id hub_token hub_strategy hub_revision hub_private_repo hub_always_push
 """.split()
-_KEYS = "tasks seeds baseline data_dir teacher_seeds files teacher student sizes methods".split()
+_KEYS = "tasks seeds baseline data_dir teacher_seeds files steps teacher student sizes methods".split()
 # Options of a task of the user's own files.
-_FILES = "train_file validation_file text_column label_column delimiter decimal merge_case regression".split()
-# A word for a folder, and not the teacher's.
-_FOLDER_NAME = re.compile(r"(?!teacher$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
+_FILES = """
+    train_file validation_file text_column label_column label_separator label_columns delimiter decimal merge_case
+    regression
+""".split()
+# Of the options that say where a task's files are, those that a step about its training rows takes.
+_OF_TRAINING_FILES = "task_name data_dir train_file text_column label_column delimiter".split()
+# Two ways to name a student, of which the later wins: the options of one that is made, and that of one that is there.
+_MADE, _THERE = "student_layers student_width student_ffn student_heads student_start".split(), ["student_model"]
+# A word for a folder, and not the teacher's, nor that of the steps.
+_FOLDER_NAME = re.compile(rf"(?!(teacher|{STEPS})$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
+# In an option's text: what a step has made, or another method's run of the same task, size and seed.
+_REFERENCE = re.compile(r"\{(steps|methods)\.([\w.-]+)\}")
 _KINDS = {str: "texts", int: "whole numbers"}
 
 
 @dataclass(frozen=True)
+class PlainParser:
+    """A parser of argparse, with the interface of `Parser`: it imports nothing heavy."""
+
+    light: ArgumentParser
+
+    def full(self) -> ArgumentParser:
+        """All options of the script."""
+        return self.light
+
+
+@dataclass(frozen=True)
 class Script:
-    """One of the two scripts that a suite runs. `arguments`: its own options; the Trainer's come with them. `given`:
-    options that a plan must not set."""
+    """One of the scripts that a suite runs. `options`: makes its parser. `given`: options that a plan must not set.
+    `output`: its option that names what it makes. `of_tasks`: whether it has the options of a task's files."""
 
     path: str
-    arguments: tuple[type, ...]
+    options: Callable[[], Parser | PlainParser]
     given: tuple[str, ...]
+    output: str = "output_dir"
+    of_tasks: bool = True
 
     @functools.cached_property
     def _checker(self) -> ArgumentParser:
@@ -52,11 +76,11 @@ class Script:
 
     @functools.cached_property
     def _light_checker(self) -> ArgumentParser:
-        return _without_required(Parser(*self.arguments, TaskArguments, description="").light)
+        return _without_required(self.options().light)
 
     def parser(self) -> ArgumentParser:
         """All options of the script, none of them required."""
-        return _without_required(Parser(*self.arguments, TaskArguments, description="").full())
+        return _without_required(self.options().full())
 
     def check(self, where: str, options: dict) -> None:
         """Raise InputError for options that the script does not have, or that do not fit as far as that can be told
@@ -90,10 +114,30 @@ def _without_required(parser: ArgumentParser) -> ArgumentParser:
     return parser
 
 
-TEACHER_SCRIPT = Script("bert_finetune/run_glue.py", (ModelArguments,), tuple(_GIVEN))
-STUDENT_SCRIPT = Script("bert_emd/emd_task_distill.py", (DistillationArguments,), (*_GIVEN, "seed"))
+def _of_finetuning() -> Parser:
+    return Parser(ModelArguments, TaskArguments, description="")
+
+
+def _of_distillation() -> Parser:
+    return Parser(DistillationArguments, TaskArguments, description="")
+
+
+TEACHER_SCRIPT = Script("bert_finetune/run_glue.py", _of_finetuning, tuple(_GIVEN))
+STUDENT_SCRIPT = Script("bert_emd/emd_task_distill.py", _of_distillation, (*_GIVEN, "seed"))
 # What describes files, both scripts know alike.
-FILES = Script(TEACHER_SCRIPT.path, TEACHER_SCRIPT.arguments, ())
+FILES = Script(TEACHER_SCRIPT.path, _of_finetuning, ())
+# What can come before the runs of all tasks, by the name that a step's `script` has.
+STEP_SCRIPTS = {
+    "general_distill": Script(
+        "bert_emd/general_distill.py",
+        lambda: Parser(GeneralArguments, description=""),
+        tuple(name for name in _GIVEN if not hasattr(GeneralArguments, name)),
+        of_tasks=False,
+    ),
+    "augment_data": Script(
+        "bert_emd/augment_data.py", lambda: PlainParser(augment_parser()), (*_GIVEN, "output", "overwrite"), "output"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +145,7 @@ class Plan:
     """tasks x sizes x methods x seeds. A plan without sizes has one, called "".
 
     files: of each task that is not GLUE's, the options that name and describe its files.
+    steps: options of what comes before the runs, with the name of its script, of STEP_SCRIPTS, as `script`.
     teacher, student, sizes, methods: options as the plan has them, with tables within for a task or a size (see
     `_options`). teacher_folder: where a finished teacher lies, with {task}, in place of options.
     teacher_seeds: a task has a teacher for each seed, not one for all.
@@ -114,6 +159,7 @@ class Plan:
     data_dir: str
     teacher_seeds: bool
     files: dict[str, dict]
+    steps: dict[str, dict]
     teacher: dict
     teacher_folder: str | None
     student: dict
@@ -121,12 +167,46 @@ class Plan:
     methods: dict[str, dict]
 
     def runs(self, output_dir: Path) -> list[PlannedRun]:
-        """Every run, each teacher before its students. Raises InputError for a student that nothing is made from."""
-        return [run for task in self.tasks for run in self._runs(task, output_dir)]
+        """Every run, each after those that it needs. Raises InputError for a student that nothing is made from, and for
+        references that lead nowhere."""
+        steps = {}
+        for name in self.steps:
+            for task in self.tasks if STEP_SCRIPTS[self.steps[name]["script"]].of_tasks else [""]:
+                steps[name, task] = self._step(name, task, output_dir, steps)
+        return [*steps.values(), *(run for task in self.tasks for run in self._runs(task, output_dir, steps))]
 
-    def _runs(self, task: str, output_dir: Path) -> Iterator[PlannedRun]:
-        where = self.files.get(task) or {"task_name": task, "data_dir": self.data_dir}
-        shared = where | {"do_train": True}
+    def _where(self, task: str) -> dict:
+        return self.files.get(task) or {"task_name": task, "data_dir": self.data_dir}
+
+    def _step(self, name: str, task: str, output_dir: Path, steps: dict[tuple[str, str], PlannedRun]) -> PlannedRun:
+        options = dict(self.steps[name])
+        script = STEP_SCRIPTS[options.pop("script")]
+        made = output_dir / STEPS / name / task
+        if script.of_tasks:
+            options |= {key: value for key, value in self._where(task).items() if key in _OF_TRAINING_FILES}
+            made = made.with_name(f"{made.name}{'.tsv' if task in TASKS else '.csv'}")
+        place, needs = self._read(f"[steps.{name}]", options, {"steps": _of_task(steps, task)})
+        return PlannedRun(STEPS, task, name, None, script.path, options, made, place, needs=needs, output=script.output)
+
+    def _read(
+        self, where: str, options: dict, made: dict[str, dict[str, PlannedRun]]
+    ) -> tuple[dict[str, str], tuple[PlannedRun, ...]]:
+        """The options whose texts refer to what other runs make, with that in its place, and these runs; `made`: of
+        "steps" and "methods", by name."""
+        place, needs = {}, {}
+        for option, value in options.items():
+            for reference in _REFERENCE.finditer(as_text(value)):
+                kind, name = reference.groups()
+                if name not in made.get(kind, {}):
+                    raise InputError(
+                        f"{self.path}: {where}: {option} = {value!r}: there is no {reference[0]} before it"
+                    )
+                run = needs[reference[0]] = made[kind][name]
+                place[option] = place.get(option, as_text(value)).replace(reference[0], str(run.folder))
+        return place, tuple(needs.values())
+
+    def _runs(self, task: str, output_dir: Path, steps: dict[tuple[str, str], PlannedRun]) -> Iterator[PlannedRun]:
+        shared = self._where(task) | {"do_train": True}
         teachers = {}
         if self.teacher_folder:
             shared["teacher_model"] = self.teacher_folder.replace("{task}", task)
@@ -138,19 +218,28 @@ class Plan:
                 teachers[seed] = PlannedRun(task, "", "teacher", seed, TEACHER_SCRIPT.path, options, folder)
         yield from teachers.values()
         # Seed by seed, so that what a stopped suite has done can be compared.
+        students = {}
         for size, seed, method in itertools.product(self.sizes, self.seeds, self.methods):
             options = {}
             for table in (self.student, self.sizes[size], self.methods[method]):
-                options |= _options(table, task, size)
+                later = _options(table, task, size)
+                replaced = _THERE if "student_layers" in later else _MADE if "student_model" in later else []
+                options = {name: value for name, value in options.items() if name not in replaced} | later
             options |= shared
             if ("student_model" in options) == ("student_layers" in options):
                 name = "/".join(filter(None, (task, size, method)))
                 raise InputError(f"{self.path}: {name}: give either student_layers or student_model")
             folder = output_dir / task / size / method / f"seed-{seed}"
             teacher = teachers.get(seed if self.teacher_seeds else None)
-            place = {"teacher_model": str(teacher.folder)} if teacher else {}
+            others = {name: run for (*same, name), run in students.items() if same == [size, seed]}
+            name = "/".join(filter(None, (task, size, method)))
+            place, needs = self._read(name, options, {"steps": _of_task(steps, task), "methods": others})
+            if teacher:
+                place["teacher_model"] = str(teacher.folder)
             options["seed"] = seed
-            yield PlannedRun(task, size, method, seed, STUDENT_SCRIPT.path, options, folder, place, teacher)
+            run = PlannedRun(task, size, method, seed, STUDENT_SCRIPT.path, options, folder, place, teacher, needs)
+            students[size, seed, method] = run
+            yield run
 
     def tables(self, task: str) -> tuple[list[Callable[[], "Table"]], list[Callable[[], "Table"]]]:
         """What reads each of a task's training files, and of its dev sets. Raises InputError for one that is not
@@ -184,14 +273,22 @@ class Plan:
             else:
                 models[_options(self.teacher, task)["model_name_or_path"]] = "[teacher] model_name_or_path"
         for run in self.runs(Path()):
-            if "student_model" in run.options:
-                models[run.options["student_model"]] = "student_model"
-            if "unlabeled_file" in run.options:
-                several(f"{self.path}: unlabeled_file", as_text(run.options["unlabeled_file"]))
+            there = {name: as_text(value) for name, value in run.options.items() if name not in run.place}
+            for name in ("student_model", *(("teacher_model", "masked_lm") if run.is_step else ())):
+                if name in there:
+                    models[there[name]] = name
+            for name in ("unlabeled_file", "corpus"):
+                if name in there:
+                    several(f"{self.path}: {name}", there[name])
         from bert_finetune.checkpoints import load_config  # which imports torch
 
         for model, option in models.items():
             load_config(model, f"{self.path}: {option}")
+
+
+def _of_task(steps: dict[tuple[str, str], PlannedRun], task: str) -> dict[str, PlannedRun]:
+    """What steps have made that a run of a task can read, by the steps' names."""
+    return {name: run for (name, of), run in steps.items() if of in ("", task)}
 
 
 def _options(table: dict, *names: str) -> dict:
@@ -250,6 +347,14 @@ def read_plan(path: Path) -> Plan:
     for key in plan:
         check(key in _KEYS, f"{key} is not a key of a plan; these are: {', '.join(_KEYS)}")
     tasks, seeds = distinct("tasks", str), distinct("seeds", int)
+    steps = table(plan, "steps", "steps")
+    for name in steps:
+        where, options = f"[steps.{name}]", dict(table(steps, name, f"steps.{name}"))
+        check(_FOLDER_NAME.fullmatch(name), f"{where}: {name!r} cannot be the name of a folder here")
+        script = STEP_SCRIPTS.get(options.pop("script", None))
+        check(script, f"{where}: script must be one of {', '.join(STEP_SCRIPTS)}")
+        script.check(f"{path}: {where}", options)
+        checked.append((script, f"{path}: {where}", options))
     files = table(plan, "files", "files")
     for task in tasks:
         check(
@@ -293,7 +398,7 @@ def read_plan(path: Path) -> Plan:
         check(not teacher_seeds, "teacher_seeds: goes with [teacher]'s options, to train by, and with no folder")
     student = options_of("student", STUDENT_SCRIPT, places)
     read = Plan(
-        *(path, tasks, seeds, baseline, data_dir, teacher_seeds, files),
+        *(path, tasks, seeds, baseline, data_dir, teacher_seeds, files, steps),
         *(teacher, folder, student, sizes or {"": {}}, methods),
     )
     read.runs(Path())

@@ -10,15 +10,20 @@ from pathlib import Path
 from bert_finetune.errors import InputError
 from bert_finetune.files import write_json
 
+# In the place of a task, of runs that come before all tasks'; and their folder.
+STEPS = "steps"
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One call of a script: a task's teacher, which has a seed where each seed has one of its own, or a student.
+    """One call of a script: a step before all others, a task's teacher, which has a seed where each seed has one of its
+    own, or a student.
 
     options: what the plan says of it. place: options that only say where things lie; the others, and its teacher's, are
-    what a finished run is recognised by.
+    what a finished run is recognised by. folder: what it makes, a file where the script's option for it, `output`, is
+    not "output_dir". needs: the other runs whose outcome it reads.
     """
 
     task: str
@@ -30,10 +35,25 @@ class PlannedRun:
     folder: Path
     place: dict = field(default_factory=dict)
     teacher: "PlannedRun | None" = None
+    needs: tuple["PlannedRun", ...] = ()
+    output: str = "output_dir"
 
     @property
     def is_teacher(self) -> bool:
         return self.method == "teacher"
+
+    @property
+    def is_step(self) -> bool:
+        return self.task == STEPS
+
+    @property
+    def is_student(self) -> bool:
+        return not (self.is_teacher or self.is_step)
+
+    @property
+    def waits_for(self) -> list["PlannedRun"]:
+        """The runs that must be done before it."""
+        return [*([self.teacher] if self.teacher else []), *self.needs]
 
     @property
     def name(self) -> str:
@@ -45,8 +65,9 @@ class PlannedRun:
         """The script and its arguments. A run that was stopped goes on from its last checkpoint."""
         path = ROOT / self.script
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        place = self.place | {"output_dir": str(self.folder)}
-        return [str(shown), *as_arguments(self.options | place), "--resume_from_checkpoint"]
+        arguments = as_arguments(self.options | self.place | {self.output: str(self.folder)})
+        # A script that writes a file goes on by itself.
+        return [str(shown), *arguments, *(["--resume_from_checkpoint"] if self.output == "output_dir" else [])]
 
     @property
     def shown(self) -> str:
@@ -79,6 +100,8 @@ class PlannedRun:
         what = {key: getattr(self, key) for key in ("task", "size", "method", "seed", "options")}
         if self.teacher:
             what["teacher_options"] = self.teacher.options
+        if self.needs:
+            what["needs"] = {run.name: run.options for run in self.needs}
         record = {**what, "command": self.shown, "state": state, **more}
         self.record_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.record_file, record)
@@ -101,7 +124,8 @@ class PlannedRun:
         return round(seconds, 1)
 
     def is_done(self) -> bool:
-        return self.read_record().get("state") == "done" and (self.folder / "eval_results.json").exists()
+        made = self.folder / "eval_results.json" if self.output == "output_dir" else self.folder
+        return self.read_record().get("state") == "done" and made.exists()
 
     def write_stopped(self) -> None:
         """Say in the record that the run was stopped, where it says that it is running."""

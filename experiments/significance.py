@@ -119,9 +119,11 @@ def mean_of(values: np.ndarray) -> Measure:
 def measure_of(task: Task, logits: np.ndarray, labels: np.ndarray) -> Measure:
     """`task.metric`, as `Task.measure` has it."""
     answers = task.kind.answers(logits)
-    for figures, make in ((_OF_CONFUSION, _counts), (_OF_RANKS, _correlations)):
-        if task.metric in figures and answers.ndim == 1:
+    for figures, make, axes in ((_OF_CONFUSION, _counts, 1), (_OF_RANKS, _correlations, 1), (_OF_SETS, _of_sets, 2)):
+        if task.metric in figures and answers.ndim == axes:
             return make(task.metric, answers, labels)
+    if task.metric == "mean_average_precision":
+        return _mean_average_precision(logits, labels)
     return _measured_anew(task, logits, labels)
 
 
@@ -173,6 +175,60 @@ _OF_CONFUSION = {
     "macro_f1": lambda confusion: np.nanmean(_class_f1(confusion), axis=1),
     "mcc": _mcc,
 }
+
+
+def _of_sets(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Measure:
+    """A figure of several labels a text (examples, classes): of how often a class is in both sets of labels, how often
+    in the two together, and of how many texts the sets are the same."""
+    both, each = predictions * labels, predictions + labels
+    same = (predictions == labels).all(axis=1).astype(float)
+    return lambda weights: _OF_SETS[metric](weights @ both, weights @ each, weights @ same / weights.sum(axis=1))
+
+
+def _f1_of_sets(both: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN); NaN where there is nothing."""
+    with np.errstate(invalid="ignore"):
+        return 2 * both / each
+
+
+def _macro_f1_of_sets(both: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """The mean over the classes that are there; 0 where none is."""
+    f1 = _f1_of_sets(both, each)
+    return np.nansum(f1, axis=1) / np.maximum(1, np.count_nonzero(each, axis=1))
+
+
+_OF_SETS = {
+    "micro_f1": lambda both, each, same: np.nan_to_num(_f1_of_sets(both.sum(axis=1), each.sum(axis=1))),
+    "macro_f1": lambda both, each, same: _macro_f1_of_sets(both, each),
+    "subset_accuracy": lambda both, each, same: same,
+}
+
+
+def _mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> Measure:
+    """The mean over the classes that occur."""
+    classes = [_average_precision(*column) for column in zip(logits.T, labels.T, strict=True)]
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        found = np.stack([each(weights) for each in classes])
+        return np.nansum(found, axis=0) / np.maximum(1, np.count_nonzero(~np.isnan(found), axis=0))
+
+    return measure
+
+
+def _average_precision(scores: np.ndarray, labels: np.ndarray) -> Measure:
+    """Σ (R_k - R_{k-1}) P_k over a class's different scores from the highest on, with the precision and recall of
+    those from there up; NaN for a class that does not occur."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        weights = weights[:, order]
+        right, chosen = (np.cumsum(each, axis=1)[:, last] for each in (weights * labels[order], weights))
+        gained = np.diff(right, axis=1, prepend=0)
+        with np.errstate(invalid="ignore"):
+            return (gained * right / np.maximum(chosen, 1)).sum(axis=1) / right[:, -1]
+
+    return measure
 
 
 def _correlations(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Measure:

@@ -4,7 +4,9 @@
 
 writes `choose/<task>/` and `test/<task>/`, two folders in the task's own format with the same training file. In
 `choose` the dev set is a slice of the training rows that training does not see; in `test` it is the official dev set,
-enlarged by further training rows where it is small (--test_rows). Which row goes where depends on its text alone.
+enlarged by further training rows where it is small (--test_rows). Which row goes where depends on its text alone. Texts
+of rows that --train_rows leaves out go into `rest.txt` of both, a text a line with empty lines between: text without
+labels.
 """
 
 import argparse
@@ -45,7 +47,9 @@ def split_task(task: Task, options: argparse.Namespace) -> None:
         rows[more : more + options.choose_rows],
         rows[more + options.choose_rows :],
     )
-    train = train[: options.train_rows]
+    train, rest = train[: options.train_rows], train[options.train_rows :] if options.train_rows else []
+    columns = task.headerless or header[0].split("\t")
+    texts = [row.split("\t")[columns.index(name)] for row in rest for name in task.columns]
     if not train:
         raise InputError(f"{source / task.train}: {len(rows)} rows are too few for --choose_rows and --test_rows")
     for folder, dev in (("choose", choose), ("test", test)):
@@ -53,6 +57,7 @@ def split_task(task: Task, options: argparse.Namespace) -> None:
         target.mkdir(parents=True, exist_ok=True)
         write_atomically(target / task.train, "\n".join([*header, *train, ""]))
         write_atomically(target / dev_name, "\n".join([*header, *dev, ""]))
+        write_atomically(target / "rest.txt", "\n\n".join([*texts, ""]))
     print(f"{task.name}: {len(train)} rows to train on, {len(choose)} to choose by, {len(test)} to test on")
 
 

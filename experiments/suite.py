@@ -44,6 +44,8 @@ def check_records(runs: list[PlannedRun]) -> None:
             continue
         if run.teacher:
             _check_options(run.teacher, f"{run.folder}: its teacher", record.get("teacher_options"))
+        for other in run.needs:
+            _check_options(other, f"{run.folder}: {other.name}", record.get("needs", {}).get(other.name))
         _check_options(run, f"{run.folder}:", record.get("options", {}))
 
 
@@ -62,7 +64,7 @@ def _check_options(run: PlannedRun, what: str, then: dict | None) -> None:
 
 
 def run_all(runs: list[PlannedRun], engine: LocalEngine | RayEngine, progress: Progress) -> dict[str, dict]:
-    """Carry out all runs that are not done; name -> record of each. A student waits for its teacher.
+    """Carry out all runs that are not done; name -> record of each. A run waits for those that it needs.
 
     On the way out, by whatever exception, no run is left behind; records say which were stopped.
     """
@@ -78,11 +80,12 @@ def run_all(runs: list[PlannedRun], engine: LocalEngine | RayEngine, progress: P
         progress.show(records)
         while waiting or pending:
             for run in list(waiting):
-                state = records.get(run.teacher.name, {}).get("state") if run.teacher else "done"
-                if state == "done":
+                states = {other.name: records.get(other.name, {}).get("state") for other in run.waits_for}
+                lost = [name for name, state in states.items() if state in ("failed", "skipped")]
+                if all(state == "done" for state in states.values()):
                     pending[engine.submit(run)] = run
-                elif state == "failed":
-                    records[run.name] = run.write_record("skipped", error=f"{run.teacher.name} failed")
+                elif lost:
+                    records[run.name] = run.write_record("skipped", error=f"{lost[0]} failed")
                 else:
                     continue
                 waiting.remove(run)

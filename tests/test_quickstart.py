@@ -96,6 +96,8 @@ def test_data_only(tmp_path, monkeypatch):
             assert row["label"] == f"tweet {steps[sum(rating >= end for end in (-2, -0.5, 0.5, 2))]}"
     assert {row["label"].split()[0] for row in rows} == {"movie", "tweet"}
     assert len((tmp_path / "out/data/train.tsv").read_text().splitlines()) == 1 + 1200 - 992
+    others = (tmp_path / "out/sources/others.txt").read_text().split("\n\n")
+    assert sorted(others[:-1]) == sorted(f"#{k}, you" for k in range(800))
 
 
 def test_split():
