@@ -109,7 +109,7 @@ def test_another_experiment_is_refused_by_name(change, said, finished, world, tm
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--beta", "7", "--cost_attention", "softmax2"], "--cost_attention was normalize, now softmax2, --beta was 10.0"),
+        (["--beta", "7", "--cost_attention", "softmax2"], "normalize, now softmax2, --beta was 10.0, now 7.0"),
         (["--student_layers", "2"], "leave it or --student_model out"),
         (["--teacher_cache", "none"], "the teacher's answers was kept in bfloat16, now asked for at each step"),
     ],
