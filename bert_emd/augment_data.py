@@ -39,6 +39,7 @@ def parser() -> ArgumentParser:
     add("--train_file", help="your own files in place of these, as the training scripts take them, plain text too")
     add("--text_column", help="column of the text, or both of a pair; left out, the only one beside the labels")
     add("--label_column", default="label", help="column of the labels, if there is one (default: %(default)s)")
+    add("--label_columns", help="in its place one a class, of several labels a text, with commas between")
     add("--delimiter", help="what stands between the fields of your .csv files; left out, it is found")
     add("--masked_lm", metavar="MODEL", help="masked language model that finds candidates: a folder or a hub name")
     add(
@@ -81,7 +82,7 @@ def _checked(options: argparse.Namespace) -> TaskArguments:
         )
     if options.output.exists() and not (options.overwrite and options.output.is_file()):
         raise InputError(f"--output {options.output}: is there already; give another name, or --overwrite")
-    names = ("task_name", "data_dir", "train_file", "text_column", "label_column", "delimiter")
+    names = ("task_name", "data_dir", "train_file", "text_column", "label_column", "label_columns", "delimiter")
     return TaskArguments(**{name: getattr(options, name) for name in names})
 
 

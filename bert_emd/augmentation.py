@@ -25,7 +25,6 @@ from bert_finetune.digests import file_digest, weights_digest
 from bert_finetune.errors import InputError, writing
 from bert_finetune.files import flush, read_json, rename, write_json
 from bert_finetune.glue import get_task
-from bert_finetune.own_files import OwnFiles
 from bert_finetune.paths import several
 from bert_finetune.tables import Table
 
@@ -183,7 +182,7 @@ def read_rows(task: TaskArguments, suffix: str) -> Rows:
         tables = [with_full_rows(files.read(sources[0]), glue, "train", labelled=True)]
         header = tables[0].columns != glue.headerless
     else:
-        files, sources = OwnFiles(task.label_column.strip(), task.delimiter), several("--train_file", task.train_file)
+        files, sources = task.reader(), several("--train_file", task.train_file)
         tables = [files.read(path) for path in sources]
         names = tuple(name.strip() for name in (task.text_column or "").split(",") if name.strip())
         names = names or only_text_column(tables[0], files)

@@ -88,6 +88,8 @@ def with_teacher_logits(
     split = next(iter(task.dev))  # a Trainer wants a dev set, whatever it is asked for
     trainers = [TaskTrainer(teacher, args, task, tokenizer, dev={split: rows}) for teacher in teachers]
     answers = [trainer.predict(rows).predictions for trainer in trainers]
+    for trainer in trainers:
+        _without_wrapper(trainer)
     logits = np.empty((len(train), task.kind.outputs), np.float32) if given is None else given
     logits[missing] = task.kind.averaged(answers) if len(answers) > 1 else answers[0]
     others = train if given is None else train.remove_columns([TEACHER_LOGITS])
@@ -112,8 +114,7 @@ def measure_teachers(
         each.append(trainer.measure())
         if each[-1].figures and is_main_process():
             print(all_figures(each[-1].figures))
-        # Without the wrapper that evaluation in bf16 leaves, which would copy all of its answers to float32.
-        trainer.accelerator.unwrap_model(teacher, keep_fp32_wrapper=False)
+        _without_wrapper(trainer)
     if not each:
         return Measurement({}, {}), each
     whole = each[0] if len(each) == 1 else _together(each, task)
@@ -121,6 +122,11 @@ def measure_teachers(
         print(f"{len(each)} teachers together: {all_figures(whole.figures)}")
     _warn_of_chance(whole, task, next(iter(dev.values()), None))
     return whole, each
+
+
+def _without_wrapper(trainer: TaskTrainer) -> None:
+    """Take away what evaluation in bf16 leaves around a teacher, which would copy all of its answers to float32."""
+    trainer.accelerator.unwrap_model(trainer.plain_model, keep_fp32_wrapper=False)
 
 
 def _together(each: list[Measurement], task: Task) -> Measurement:

@@ -16,6 +16,7 @@ from bert_finetune.task_kinds import plain
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from bert_finetune.own_files import OwnFiles
     from bert_finetune.run_arguments import RunArguments
     from bert_finetune.soft_labels import SoftLabels
 
@@ -189,11 +190,12 @@ class TaskArguments:
         """
         if self.output_names and not fine_tuned:
             raise InputError("--class_names: is for a model that is fine-tuned already; leave it out for training")
+        if self.task_name and soft_labels:
+            raise InputError(f"{soft_labels.option}: is for your own files, and not GLUE's; give --train_file")
         if self.task_name:
             return get_task(self.task_name)
         from bert_finetune.checkpoints import name_outputs
         from bert_finetune.custom_task import custom_task
-        from bert_finetune.own_files import OwnFiles
 
         for split, option in (("train", "--train_file"), ("dev", "--validation_file"), ("test", "--test_file")):
             if split in splits and split not in self._own_files:
@@ -207,20 +209,25 @@ class TaskArguments:
             files = {
                 split: str(dataset_file(self.dataset_name, self.dataset_config, name)) for split, name in files.items()
             }
-        own_files = OwnFiles(
-            *(self.label_column.strip(), self.delimiter, self.decimal, self.merge_case, soft_labels),
-            several=True if self.label_separator or self.label_columns else None,
-            label_separator=self.label_separator or ",",
-            label_columns=_names(self.label_columns),
-        )
         return custom_task(
             files,
             _names(self.text_column),
-            own_files,
+            self.reader(soft_labels),
             self.regression,
             model,
             fine_tuned,
             unlabelled,
+        )
+
+    def reader(self, soft_labels: "SoftLabels | None" = None) -> "OwnFiles":
+        """How files of the user's own are read."""
+        from bert_finetune.own_files import OwnFiles
+
+        return OwnFiles(
+            *(self.label_column.strip(), self.delimiter, self.decimal, self.merge_case, soft_labels),
+            several=True if self.label_separator or self.label_columns else None,
+            label_separator=self.label_separator or ",",
+            label_columns=_names(self.label_columns),
         )
 
     @property

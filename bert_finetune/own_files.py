@@ -115,7 +115,7 @@ class OwnFiles:
 
     def fields(self, table: Table, name: str) -> list[str | None]:
         """A column of texts or labels as a CSV file has it; a list of no labels is the separator alone."""
-        if name != self.label_column or not self.several:
+        if self.label_columns or name != self.label_column or not self.several:
             return self.texts(table, name)
         return [
             labels if labels is None else self.label_separator.join(labels) or self.label_separator

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 from bert_finetune.tables import Table
-from bert_finetune.task_kinds import TaskKind, number, plain
+from bert_finetune.task_kinds import LARGEST_SCORE, TaskKind, number, plain
 
 # A training row's soft label, as logits, in a dataset.
 TEACHER_LOGITS = "teacher_logits"
@@ -45,7 +45,7 @@ class SoftLabels:
                     raise ValueError(f"{len(values)} values where the outputs are {kind.wanted}")
                 values = [values[position] for position in order]
                 rows.append(values if self.are_logits else kind.logits_of_probabilities(values))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{table.place(k)}: {', '.join(self.columns)}: {error}") from error
         if is_main_process():
             names = [self.columns[position] for position in order] if len(self.columns) > 1 else self.columns
@@ -69,12 +69,12 @@ class SoftLabels:
             return as_they_are
         if len(self.columns) != kind.outputs:
             raise InputError(f"{self.option}: {len(self.columns)} columns where the outputs are {kind.wanted}")
-        names, outputs = [[plain(name) for name in some] for some in (self.columns, kind.output_names)]
-        for output in outputs:
-            before = names[0].removesuffix(output)
-            wanted = [before + each for each in outputs]
-            if sorted(wanted) == sorted(names):
-                return [names.index(name) for name in wanted]
+        for spelled in (str, plain):  # names that differ by case only are told apart where they can be
+            names, outputs = [[spelled(name) for name in some] for some in (self.columns, kind.output_names)]
+            for output in outputs:
+                wanted = [names[0].removesuffix(output) + each for each in outputs]
+                if len(set(names)) == len(names) and sorted(wanted) == sorted(names):
+                    return [names.index(name) for name in wanted]
         return as_they_are
 
 
@@ -84,4 +84,6 @@ def _value(field) -> float:
     value = number(str(field))
     if value is None:
         raise ValueError(f"{field!r} is not a number")
+    if abs(value) > LARGEST_SCORE:
+        raise ValueError(f"{field!r} is too large for float32 and its square")
     return value

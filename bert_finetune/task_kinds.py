@@ -22,7 +22,7 @@ from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 
 # The loss squares scores, in float32, which ends at 3.4e38.
-_LARGEST_SCORE = 1e18
+LARGEST_SCORE = 1e18
 # How many classes a message lists.
 _LISTED = 20
 # The probability above which a class applies, where nothing says better.
@@ -567,7 +567,7 @@ class Regression(TaskKind):
 
     def read(self, text: str, task: str) -> float:
         value = number(text)
-        if value is not None and abs(value) > _LARGEST_SCORE:
+        if value is not None and abs(value) > LARGEST_SCORE:
             raise ValueError(f"{text!r} is too large: float32 has no room for its square, the loss; scale the scores")
         if value is None or not self.low <= value <= self.high:
             bounded = f"score between {self.low:g} and {self.high:g}"

@@ -38,6 +38,10 @@ def show_what_is_left(plan: Plan, runs: list[PlannedRun], environments: list[dic
     for run in left:
         print(run.shown)
     print(f"\n{len(left)} of {len(runs)} runs to go")
+    before = [other for run in left if run.method == plan.baseline for other in run.needs if not other.is_done()]
+    if before:
+        print(f"An estimate needs what {before[0].name} makes: ask again when that is done.")
+        return
     seconds = estimate(plan, runs, environments[0])
 
     def summed(runs: list[PlannedRun]) -> str:

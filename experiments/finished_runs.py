@@ -198,7 +198,8 @@ def find_runs(roots: list[Path]) -> tuple[list[FinishedRun], list[Unfinished]]:
 def _candidates(root: Path) -> Iterator[tuple[Path, dict]]:
     """Folders that hold a run or the start of one, or whose record lies beside them, each with its record."""
     for path, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-")) and name != STEPS)
+        aside = (".", "checkpoint-", *([STEPS] if "plan.toml" in files else []))
+        folders[:] = sorted(name for name in folders if not name.startswith(aside))
         here = Path(path)
         beside = here.resolve().with_name(here.resolve().name + ".json")
         if {"eval_results.json", "eval_results.txt", "args.json"} & {*files}:

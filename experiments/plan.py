@@ -38,7 +38,7 @@ _FILES = """
     regression
 """.split()
 # Of the options that say where a task's files are, those that a step about its training rows takes.
-_OF_TRAINING_FILES = "task_name data_dir train_file text_column label_column delimiter".split()
+_OF_TRAINING_FILES = "task_name data_dir train_file text_column label_column label_columns delimiter".split()
 # Two ways to name a student, of which the later wins: the options of one that is made, and that of one that is there.
 _MADE, _THERE = "student_layers student_width student_ffn student_heads student_start".split(), ["student_model"]
 # A word for a folder, and not the teacher's, nor that of the steps.
@@ -184,7 +184,7 @@ class Plan:
         made = output_dir / STEPS / name / task
         if script.of_tasks:
             options |= {key: value for key, value in self._where(task).items() if key in _OF_TRAINING_FILES}
-            made = made.with_name(f"{made.name}{'.tsv' if task in TASKS else '.csv'}")
+            made = made.with_name(f"{made.name}{'.tsv' if task in TASKS else '.jsonl'}")
         place, needs = self._read(f"[steps.{name}]", options, {"steps": _of_task(steps, task)})
         return PlannedRun(STEPS, task, name, None, script.path, options, made, place, needs=needs, output=script.output)
 

@@ -56,6 +56,11 @@ class PlannedRun:
         return [*([self.teacher] if self.teacher else []), *self.needs]
 
     @property
+    def follows(self) -> list["PlannedRun"]:
+        """All runs but its teacher that its outcome depends on: what it needs, and what these need."""
+        return [run for other in self.needs for run in (other, *other.follows)]
+
+    @property
     def name(self) -> str:
         seed = None if self.seed is None else f"seed-{self.seed}"
         return "/".join(filter(None, (self.task, self.size, self.method, seed)))
@@ -66,8 +71,8 @@ class PlannedRun:
         path = ROOT / self.script
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         arguments = as_arguments(self.options | self.place | {self.output: str(self.folder)})
-        # A script that writes a file goes on by itself.
-        return [str(shown), *arguments, *(["--resume_from_checkpoint"] if self.output == "output_dir" else [])]
+        # A script that writes a file goes on by itself; one that is there is of a suite that was killed just then.
+        return [str(shown), *arguments, "--resume_from_checkpoint" if self.output == "output_dir" else "--overwrite"]
 
     @property
     def shown(self) -> str:
@@ -101,7 +106,7 @@ class PlannedRun:
         if self.teacher:
             what["teacher_options"] = self.teacher.options
         if self.needs:
-            what["needs"] = {run.name: run.options for run in self.needs}
+            what["needs"] = {run.name: run.options for run in self.follows}
         record = {**what, "command": self.shown, "state": state, **more}
         self.record_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.record_file, record)
@@ -115,7 +120,7 @@ class PlannedRun:
     def seconds_so_far(self) -> float:
         """What the starts of this run took; one that nobody saw the end of counts up to its last line in the log."""
         record = self.read_record()
-        if not self.folder.exists():  # removed, to run it anew
+        if self.output == "output_dir" and not self.folder.exists():  # removed, to run it anew
             return 0
         seconds = record.get("seconds", 0)
         if record.get("state") == "running" and self.log.exists():

@@ -101,21 +101,23 @@ class Progress:
         return f", about {duration(left)} left" if left else ""
 
     def _left(self, states: dict[str, str], records: dict[str, dict]) -> float | None:
-        """Seconds until all is done, by the means of the finished runs that are most alike; None: there are none."""
+        """Seconds until all is done, by the means of the finished runs that are most alike; None: there are none. Steps
+        are like nothing else, and left out."""
+        of_tasks = [run for run in self._runs if not run.is_step]
 
         def likenesses(run: PlannedRun) -> list[tuple]:
             kind = run.is_teacher
             return [(kind, run.task, run.size, run.method), (kind, run.task), (kind,), ()]
 
         known: dict[tuple, list[float]] = {}
-        for run in self._runs:
+        for run in of_tasks:
             if states[run.name] == "done":
                 for likeness in likenesses(run):
                     known.setdefault(likeness, []).append(records[run.name]["seconds"])
         if not known:
             return None
         seconds = 0
-        for run in self._runs:
+        for run in of_tasks:
             if states[run.name] in ("waiting", "running"):
                 whole = mean(next(known[likeness] for likeness in likenesses(run) if likeness in known))
                 if states[run.name] == "running":

@@ -3,9 +3,10 @@
     python experiments/run_suite.py plans/quickstart.toml --output_dir model/mappings
     python experiments/run_suite.py plans/quickstart.toml --output_dir model/mappings --dry_run
 
-Each run is one call of run_glue.py or emd_task_distill.py. Beside its folder lie a record (.json) and all that it
-printed (.log). A suite that was stopped, in whatever way, goes on with the same command: finished runs are kept,
-unfinished ones go on from their last checkpoint, failed ones are tried again. plans/ holds plans to start from.
+Each run is one call of run_glue.py or emd_task_distill.py, each step before them of another script. Beside its folder
+lie a record (.json) and all that it printed (.log). A suite that was stopped, in whatever way, goes on with the same
+command: finished runs are kept, unfinished ones go on from their last checkpoint, failed ones are tried again. plans/
+holds plans to start from.
 """
 
 from argparse import Namespace, RawDescriptionHelpFormatter

@@ -44,7 +44,7 @@ def check_records(runs: list[PlannedRun]) -> None:
             continue
         if run.teacher:
             _check_options(run.teacher, f"{run.folder}: its teacher", record.get("teacher_options"))
-        for other in run.needs:
+        for other in run.follows:
             _check_options(other, f"{run.folder}: {other.name}", record.get("needs", {}).get(other.name))
         _check_options(run, f"{run.folder}:", record.get("options", {}))
 
@@ -81,11 +81,11 @@ def run_all(runs: list[PlannedRun], engine: LocalEngine | RayEngine, progress: P
         while waiting or pending:
             for run in list(waiting):
                 states = {other.name: records.get(other.name, {}).get("state") for other in run.waits_for}
-                lost = [name for name, state in states.items() if state in ("failed", "skipped")]
+                lost = [f"{name} {state}" for name, state in states.items() if state in ("failed", "skipped")]
                 if all(state == "done" for state in states.values()):
                     pending[engine.submit(run)] = run
                 elif lost:
-                    records[run.name] = run.write_record("skipped", error=f"{lost[0]} failed")
+                    records[run.name] = run.write_record("skipped", error=lost[0])
                 else:
                     continue
                 waiting.remove(run)

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from suite_scripts import record, states, write_plan
+from suite_scripts import record, write_plan
 from test_run_suite import run_forked, suite
 
 import experiments.execution
 from bert_finetune.tables import read_tsv
-from experiments import compare_results
+from experiments import compare_results, planned_runs, run_suite
 from experiments.plan import read_plan
 
 QUICK = 'num_train_epochs = 1\nmax_seq_length = 32\nuse_cpu = true\nreport_to = "none"\n'
@@ -56,7 +56,7 @@ def test_what_runs_need(plan, tmp_path):
     assert list(runs)[:2] == ["steps/general", "steps/RTE/more"]
     general, more = runs["steps/general"], runs["steps/RTE/more"]
     assert (general.folder, more.folder) == (tmp_path / "steps/general", tmp_path / "steps/more/RTE.tsv")
-    assert more.command[-2:] == ["--output", str(more.folder)] and "RTE" in more.command
+    assert more.command[-3:] == ["--output", str(more.folder), "--overwrite"] and "RTE" in more.command
     assert runs["RTE/general/seed-1"].waits_for == [runs["RTE/teacher"], general]
     command = runs["RTE/more/seed-1"].shown
     assert f"--unlabeled_file {more.folder}" in command and "--student_layers 2" in command
@@ -83,10 +83,44 @@ def test_the_whole_way(plan, tmp_path, monkeypatch, capsys, exits_with_2):
     table = (tmp_path / "results/results.md").read_text()
     assert "the first of two stages" in said and "| two-stage |" in table and "| layers |" not in table
 
-    # Students of another step are not the plan's.
-    plan.write_text(plan.read_text().replace("copies = 2", "copies = 3"))
-    from experiments.run_suite import main
+    # A suite that was killed just before it could say that a step is done.
+    told = record(out / "steps/more/RTE.tsv")
+    (out / "steps/more/RTE.tsv.json").write_text(json.dumps(told | {"state": "stopped"}))
+    suite(plan, out)
+    assert "8 done, 0 failed" in capsys.readouterr().out
 
-    line = exits_with_2(main, plan, "--output_dir", out)
+    # Students of another step are not the plan's, nor are those that follow from it by way of others.
+    written = plan.read_text()
+    plan.write_text(written.replace("copies = 2", "copies = 3"))
+    line = exits_with_2(run_suite.main, plan, "--output_dir", out)
     assert "copies=2" in line and "copies=3" in line
-    assert states(out)["RTE/more/seed-1"] == "done" and record(out / "RTE/more/seed-1")["needs"]
+    (out / "steps/more/RTE.tsv").unlink()
+    line = exits_with_2(run_suite.main, plan, "--output_dir", out)
+    assert "RTE/more/seed-1: steps/RTE/more was run with copies=2" in line
+
+
+def test_what_follows_by_way_of_others(plan, tmp_path):
+    plan.write_text(
+        plan.read_text().replace("[methods.layers]\n", '[methods.layers]\nstudent_model = "{steps.general}"\n')
+    )
+    runs = {run.name: run for run in read_plan(plan).runs(tmp_path)}
+    last = runs["RTE/two-stage/seed-1"]
+    assert [run.name for run in last.needs] == ["RTE/layers/seed-1"]
+    assert [run.name for run in last.follows] == ["RTE/layers/seed-1", "steps/general"]
+
+
+def test_dry_run_before_the_steps(plan, tmp_path, capsys):
+    plan.write_text(plan.read_text().replace("[methods.none]", '[methods.none]\nstudent_model = "{steps.general}"'))
+    suite(plan, tmp_path / "out", "--dry_run")
+    assert "An estimate needs what steps/general makes" in capsys.readouterr().out
+
+
+@pytest.mark.xdist_group("warm")
+def test_a_step_that_fails(plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments.execution, "run_script", lambda command, *rest: int("augment" in command[0]))
+    plan.write_text(plan.read_text().replace("[methods.general]", "[methods.gone]"))
+    monkeypatch.setattr(planned_runs.PlannedRun, "is_done", lambda run: False)
+    with pytest.raises(SystemExit):
+        suite(plan, tmp_path / "out")
+    out = capsys.readouterr()
+    assert "1 failed, 1 skipped" in out.out and "RTE/more/seed-1 skipped: steps/RTE/more failed" in out.out

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +42,11 @@ def test_columns_are_found_by_the_classes_names(tmp_path, capsys):
     assert np.exp(logits[0]) == pytest.approx([0.1, 0.2, 0.7]) and np.isfinite(logits).all()
     assert np.argmax(logits[1]) == 2
     assert "probabilities of bad, fair, good in p_bad, p_fair, p_good" in capsys.readouterr().out
+    # Names that differ by case only are told apart, and what cannot be is taken in order.
+    cased = SoftLabels("", ("p_good", "p_Good"))
+    path = written(tmp_path / "cased.csv", ["text", "p_good", "p_Good"], ["a", ".7", ".3"])
+    both = Classification({"Good": "Good", "good": "good"})
+    assert np.exp(cased.read(read_table(path), both)[0]) == pytest.approx([0.3, 0.7])
     # Under other names they stand in the order of the classes.
     other = SoftLabels("--probability_columns", ("x", "y", "z"))
     path = written(tmp_path / "other.csv", ["text", "x", "y", "z"], ["a", ".7", ".1", ".2"])
@@ -73,6 +79,7 @@ def test_a_list_in_one_column(tmp_path, ending):
         ([".7", "", ".3"], "a value is missing"),
         ([".7", "much", ".3"], "'much' is not a number"),
         (["nan", ".5", ".5"], "not a number"),
+        (["1e300", ".5", ".5"], "too large"),
     ],
 )
 def test_what_is_no_probability(tmp_path, row, complaint):
@@ -164,6 +171,37 @@ def test_without_a_teacher(moody_teacher, files, tmp_path, capsys):  # noqa: F81
         assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.training
+def test_a_teacher_answers_where_no_probabilities_are(moody_teacher, files, tmp_path, capsys):  # noqa: F811
+    path = predicted(moody_teacher, files[0], tmp_path / "predicted")
+    texts = [text for text, _ in examples(8, MOODS, seed=4)]
+    (tmp_path / "more.txt").write_text("\n".join(texts))
+    more = ["--unlabeled_file", tmp_path / "more.txt", "--layer_mapping", "none", "--alpha", 1]
+    columns = "--probability_columns", ",".join(P_COLUMNS)
+    run(distil, *command(moody_teacher, (path, files[1]), tmp_path / "some", *more, *columns))
+    assert "asking 1 teachers about 8 training rows" in capsys.readouterr().out
+    run(distil, *command(moody_teacher, files, tmp_path / "asked", *more))
+    losses = [
+        json.loads((tmp_path / out / "eval_results.json").read_text())["history"][-1] for out in ("some", "asked")
+    ]
+    assert losses[0]["soft_loss"] == pytest.approx(losses[1]["soft_loss"], rel=1e-3)
+
+
+@pytest.mark.training
+def test_augmented_rows_are_trained_on(glue_dir, teacher, tmp_path):
+    data = tmp_path / "glue" / "RTE"
+    shutil.copytree(glue_dir / "RTE", data)
+    lines = (data / "train.tsv").read_text().splitlines(keepends=True)
+    (data / "train_aug.tsv").write_text("".join([*lines, *lines[1:]]))
+    own = ["--teacher_model", teacher, "--student_layers", 2, "--task_name", "RTE", "--data_dir", data.parent]
+    for out, more in (("plain", []), ("augmented", ["--aug_train"])):
+        run(distil, *own, *quick(tmp_path / out), *more)
+    plain, augmented = (
+        json.loads((tmp_path / out / "eval_results.json").read_text())["global_step"] for out in ("plain", "augmented")
+    )
+    assert augmented == 2 * plain
+
+
 def test_augmented_rows_of_a_glue_task(moody_teacher, files, tmp_path, capsys):  # noqa: F811
     options = ["--teacher_model", moody_teacher, "--student_layers", 2, *quick(tmp_path / "out"), "--aug_train"]
     for more, complaint in (
@@ -205,6 +243,19 @@ def test_several_teachers(moody_teacher, files, tmp_path, capsys):  # noqa: F811
         for model, out in ((moody_teacher, tmp_path / "p1"), (second, tmp_path / "p2"))
     ]
     np.testing.assert_allclose(together, np.mean(each, axis=0), atol=1e-4)
+    # What they teach is the mean of their probabilities.
+    paths = [predicted(model, files[0], tmp_path / name) for model, name in ((moody_teacher, "t1"), (second, "t2"))]
+    one, other = map(read_csv, paths)
+    mean = [
+        [row["review"], row["mood"], *((float(row[name]) + float(more[name])) / 2 for name in P_COLUMNS)]
+        for row, more in zip(one, other, strict=True)
+    ]
+    averaged = written(tmp_path / "mean.csv", ["review", "mood", *P_COLUMNS], *mean)
+    columns = "--probability_columns", ",".join(P_COLUMNS)
+    run(distil, *command(moody_teacher, (averaged, files[1]), tmp_path / "mean", *columns, "--alpha", 1))
+    losses = [json.loads((tmp_path / out / "eval_results.json").read_text())["history"][-1] for out in ("out", "mean")]
+    assert losses[0]["soft_loss"] == pytest.approx(losses[1]["soft_loss"], rel=1e-3)
+
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| teacher 1 |" in card and "| teacher 2 |" in card and "averaged with those of" in card
 
