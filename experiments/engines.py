@@ -1,5 +1,6 @@
 """Where the runs of a suite are carried out, and how many at once: this machine, or a Ray cluster."""
 
+import math
 import os
 import queue
 import threading
@@ -19,7 +20,8 @@ class LocalEngine:
     failures = (OSError,)
 
     def __init__(self, environments: list[dict[str, str]]):
-        self.jobs = len(environments)
+        # No more than can begin: of what is ready next, the first in the plan's order is then the next.
+        self.jobs = self.room = len(environments)
         self._free = queue.SimpleQueue()
         for environment in environments:
             self._free.put(environment)
@@ -66,6 +68,7 @@ class RayEngine:
     Raises InputError where Ray is not installed, there is no such cluster, or no room in it for a run.
     """
 
+    room = math.inf  # what waits in a cluster begins wherever a machine comes free, or is added
     RETRIES = 5  # of a run whose worker or machine died; it resumes from its last checkpoint
 
     def __init__(self, address: str, cpus: float | None, gpus: float | None):

@@ -83,6 +83,8 @@ def run_all(runs: list[PlannedRun], engine: LocalEngine | RayEngine, progress: P
                 states = {other.name: records.get(other.name, {}).get("state") for other in run.waits_for}
                 lost = [f"{name} {state}" for name, state in states.items() if state in ("failed", "skipped")]
                 if all(state == "done" for state in states.values()):
+                    if len(pending) >= engine.room:
+                        break
                     pending[engine.submit(run)] = run
                 elif lost:
                     records[run.name] = run.write_record("skipped", error=lost[0])

@@ -1,6 +1,8 @@
 """What a plan has done before its runs: general distillation, augmentation, the first of two stages."""
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 from suite_scripts import record, write_plan
@@ -124,3 +126,26 @@ def test_a_step_that_fails(plan, tmp_path, monkeypatch, capsys):
         suite(plan, tmp_path / "out")
     out = capsys.readouterr()
     assert "1 failed, 1 skipped" in out.out and "RTE/more/seed-1 skipped: steps/RTE/more failed" in out.out
+
+
+def test_runs_begin_in_the_plan_s_order_once_they_can(plan, tmp_path, monkeypatch):
+    begun = []
+
+    def pretend(command, environment, log, stopping=None):
+        options = dict(zip(command[1::2], command[2::2], strict=False))
+        out = Path(options.get("--output_dir") or options["--output"])
+        begun.append(str(out.relative_to(tmp_path / "out")))
+        time.sleep(0.6 if "general_distill" in command[0] else 0.1)
+        if "--output" in options:
+            out.touch()
+        else:
+            out.mkdir(parents=True)
+            (out / "eval_results.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(experiments.execution, "run_script", pretend)
+    plan.write_text(plan.read_text().replace("seeds = [1]", "seeds = [1, 2, 3]"))
+    suite(plan, tmp_path / "out", "--jobs", 2)
+    assert len(begun) == 3 + 3 * 5
+    # What waits for a long step begins before the runs of later seeds that could begin earlier.
+    assert begun.index("RTE/general/seed-1") < begun.index("RTE/more/seed-3")
