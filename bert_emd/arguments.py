@@ -3,6 +3,7 @@
 Nothing here imports torch before all options are known to be right.
 """
 
+import csv
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -124,11 +125,14 @@ class DistillationArguments(LayerArguments):
     @property
     def soft_labels(self) -> "SoftLabels | None":
         """What training files have in the place of the teacher's predictions."""
-        from bert_finetune.soft_labels import SoftLabels
-
         for option, are_logits in (("probability_columns", False), ("logit_columns", True)):
             if columns := getattr(self, option):
-                names = tuple(name.strip() for name in columns.split(",") if name.strip())
+                from bert_finetune.soft_labels import SoftLabels
+
+                # As in a CSV file, a name with a comma in it stands in double quotes.
+                names = tuple(
+                    name.strip() for name in next(csv.reader([columns], skipinitialspace=True)) if name.strip()
+                )
                 return SoftLabels(f"--{option} {columns}", names, are_logits)
         return None
 
@@ -180,11 +184,11 @@ def student_layers(distillation: DistillationArguments) -> int:
     if not (distillation.student_model or distillation.student_layers):
         raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
     from bert_emd.student import parse_student_layers
-    from bert_finetune.checkpoints import load_config
+    from bert_finetune.checkpoints import load_classifier_config
 
     if distillation.student_model:
-        return load_config(distillation.student_model, "--student_model").num_hidden_layers
-    teacher = load_config(distillation.teachers[0], "--teacher_model")
+        return load_classifier_config(distillation.student_model, "--student_model").num_hidden_layers
+    teacher = load_classifier_config(distillation.teachers[0], "--teacher_model", fine_tuned=True)
     return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, distillation.start.layers))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import regex
 import torch
 from tokenizers import Encoding, Tokenizer
 from torch.nn import functional
@@ -17,9 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.recipes import has_bf16
-from bert_finetune.checkpoints import load_pretrained, load_tokenizer, longest_input
+from bert_finetune.architectures import check_vocabulary, longest_input
+from bert_finetune.checkpoints import load_pretrained, load_tokenizer
 from bert_finetune.data import plain_backend
+from bert_finetune.digests import weights_digest
 from bert_finetune.errors import InputError, reading
+from bert_finetune.half_precision import needs_float32
 
 # Of a file of word vectors, whose lines stand in order of the words' frequency, so many are read, as TinyBERT does.
 LINES = 100_000
@@ -27,6 +31,9 @@ LINES = 100_000
 _MOST_MASKS = 2048
 # Words that are compared with all others at a time.
 _PRODUCTS = 256
+# A letter with the marks that belong to it, in any alphabet.
+LETTER = r"(?:\p{L}\p{M}*)"
+_LETTERS = regex.compile(f"{LETTER}+")
 
 
 class Word(NamedTuple):
@@ -72,18 +79,30 @@ class MaskedLM:
         faithful: bool = False,
     ):
         self.model, self.count, self.batch_size, self.faithful = model, count, batch_size, faithful
-        self._in_bf16 = not faithful and has_bf16(use_cpu=model.device.type == "cpu")
+        self._in_bf16 = (
+            not faithful and has_bf16(use_cpu=model.device.type == "cpu") and not needs_float32(model.config)
+        )
         self._backend = plain_backend(tokenizer)
         self._mask, self._pad = tokenizer.mask_token_id, tokenizer.pad_token_id or 0
         self._with_types = "token_type_ids" in tokenizer.model_input_names
         self._template = _template(self._backend)
         specials = sum(source is None for source, *_ in self._template)
         # Of a text's pieces so many fit, for it is there twice.
-        self.room = (longest_input(model.config) - specials) // 2
+        self.room = (longest_input(model) - specials) // 2
         self._texts, self._alone = pieces_as_text(self._backend, len(tokenizer))
-        self._is_word = [alone and text.isalpha() for text, alone in zip(self._texts, self._alone, strict=True)]
+        self._is_word = [alone and is_of_letters(text) for text, alone in zip(self._texts, self._alone, strict=True)]
         spellings = Counter(text.casefold() for text, word in zip(self._texts, self._is_word, strict=True) if word)
         self._spellings = max(spellings.values(), default=0)
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """What its answers follow from beside its settings and the questions."""
+        return {
+            "weights": weights_digest(self.model),
+            "tokenizer": hashlib.sha256(self._backend.to_str().encode()).hexdigest(),
+            "computed on": self.model.device.type,
+            "computed in": "bfloat16" if self._in_bf16 else "float32",
+        }
 
     @classmethod
     def load(cls, name_or_path: str, *settings) -> "MaskedLM":
@@ -174,13 +193,11 @@ class MaskedLM:
                 logits = self.model(**inputs, return_dict=True).logits[0]
         finally:
             hook.remove()
-        if self.faithful:
-            return logits.topk(self.count).indices.tolist()
-        words = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
-        words[: len(self._is_word)] = torch.tensor(self._is_word, device=device)
-        # As many more as may fall away for being the word itself.
-        count = min(self.count + self._spellings + 1, logits.shape[-1])
-        return logits.masked_fill_(~words, -torch.inf).topk(count).indices.tolist()
+        logits, count = logits[:, : len(self._is_word)], self.count  # some vocabularies are padded
+        if not self.faithful:
+            logits = logits.masked_fill(~torch.tensor(self._is_word, device=device), -torch.inf)
+            count += self._spellings + 1  # which may fall away for being the word itself
+        return logits.topk(min(count, logits.shape[-1])).indices.tolist()
 
 
 def _padded(rows: Iterable[list[int]], padding: int) -> torch.Tensor:
@@ -192,6 +209,11 @@ def _template(backend: Tokenizer) -> list[tuple[int | None, int, int]]:
     pair = backend.encode("a", "a")
     parts = itertools.groupby(zip(pair.sequence_ids, pair.ids, pair.type_ids, strict=True), key=lambda part: part[0])
     return [part for source, group in parts for part in (group if source is None else [next(group)])]
+
+
+def is_of_letters(text: str) -> bool:
+    """Whether a text is letters, with their marks, and nothing else."""
+    return _LETTERS.fullmatch(text) is not None
 
 
 def pieces_as_text(backend: Tokenizer, size: int) -> tuple[list[str], list[bool]]:
@@ -221,15 +243,6 @@ def windows(pieces: list[int], places: list[Place], room: int) -> Iterator[tuple
         here.append(Place(place.first - begin, place.end - begin, place.word))
     if here:
         yield pieces[begin : begin + room], here
-
-
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
-    """Raise InputError where a tokenizer has pieces that the model has no embedding for."""
-    embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > embeddings:
-        raise InputError(
-            f"{what}: its tokenizer has {len(tokenizer)} pieces, and the model embeddings for {embeddings}"
-        )
 
 
 class WordVectors:
@@ -280,7 +293,7 @@ def _embeddings(name_or_path: str) -> tuple[list[str], torch.Tensor]:
     model, tokenizer = load_pretrained(AutoModel, name_or_path, option), load_tokenizer(name_or_path, option)
     check_vocabulary(model, tokenizer, f"{option} {name_or_path}")
     texts, alone = pieces_as_text(plain_backend(tokenizer), len(tokenizer))
-    rows = [row for row, text in enumerate(texts) if alone[row] and text.isalpha()]
+    rows = [row for row, text in enumerate(texts) if alone[row] and is_of_letters(text)]
     return [texts[row] for row in rows], model.get_input_embeddings().weight.detach()[rows]
 
 
@@ -302,12 +315,12 @@ def _read_vectors(path: Path) -> tuple[list[str], torch.Tensor]:
                 )
             try:
                 word = b" ".join(named).decode()
-                if word.isalpha():
+                if is_of_letters(word):
                     vectors.append(np.array(numbers, dtype=np.float32))
                     words.append(word)
             except ValueError as error:
                 raise InputError(f"{place}: {error}; there must be a word and {width} numbers, in UTF-8") from error
-            if word.isalpha() and not np.isfinite(vectors[-1]).all():
+            if is_of_letters(word) and not np.isfinite(vectors[-1]).all():
                 raise InputError(f"{place}: the vector of {word} holds NaN or infinity; mend or remove the line")
     return words, torch.from_numpy(np.array(vectors))
 

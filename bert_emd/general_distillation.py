@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from bert_emd.attention_scores import expose_attention
+from bert_emd.attention_scores import attention_windows, expose_attention
 from bert_emd.corpus import KINDS, Corpus, pack
 from bert_emd.distillation import Distillation
 from bert_emd.general_arguments import GeneralArguments
@@ -22,13 +22,22 @@ from bert_emd.starts import STARTS
 from bert_emd.student import make_projections, parse_student_layers, save_projections
 from bert_emd.task_distillation import make_mapping, write_layers
 from bert_emd.trainer import TeacherTrainer
-from bert_finetune.checkpoints import check_length, load_config, load_encoder, load_tokenizer
+from bert_finetune.architectures import check_inputs, check_length
+from bert_finetune.checkpoints import load_encoder, load_tokenizer
 from bert_finetune.digests import weights_digest
 from bert_finetune.errors import InputError
 from bert_finetune.finishing import precision, saying_how_to_go_on, write_run
-from bert_finetune.outputs import check_output_dir, describe_experiment, output_folder, write_run_description
-from bert_finetune.paths import several
-from bert_finetune.processes import is_main_process, mean_over_processes
+from bert_finetune.model_card import write_encoder_card
+from bert_finetune.outputs import (
+    PACKED_CORPUS,
+    check_output_dir,
+    describe_experiment,
+    forget_figures,
+    output_folder,
+    write_run_description,
+)
+from bert_finetune.paths import for_others, several
+from bert_finetune.processes import found_by_first, is_main_process, mean_over_processes
 from bert_finetune.push import open_repository, push
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.samplers import Shuffled, share_batches
@@ -38,19 +47,22 @@ from bert_finetune.training import check_batch
 def distil(options: GeneralArguments, args: RunArguments) -> None:
     """Train a student on a corpus; save it with its projections, where its task's distillation finds them."""
     own_config = None if options.student_size else options.student_config
-    check_output_dir(args, options.teacher_model, own_config, options.corpus_cache_dir)
+    texts = [options.dataset_name] if options.dataset_name else map(str, corpus_files(options))
+    check_output_dir(args, options.teacher_model, own_config, options.corpus_cache_dir, *texts)
     open_repository(args, None)
+    set_seed(args.seed)  # new weights are drawn from here on, a pooler that the teacher lacks among them
     teacher = load_encoder(options.teacher_model, "--teacher_model")
     tokenizer = load_tokenizer(options.teacher_model, "--teacher_model", options.do_lower_case)
-    set_seed(args.seed)  # new weights are drawn from here on
-    student = load_student(options, teacher, len(tokenizer))
+    check_inputs(teacher, tokenizer, f"--teacher_model {options.teacher_model}", pair=True)
+    student = load_student(options, teacher, tokenizer)
     for model in (teacher, student):
-        check_length(model.config, options.max_seq_length)
+        check_length(model, options.max_seq_length)
     mapping = make_mapping(options, student.config, teacher.config)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
-    costs = LayerCosts(kernel)
+    windows = attention_windows(student.config, teacher.config)
+    costs = LayerCosts(kernel, windows)
     if options.objective == "published":
-        costs = PublishedCosts(kernel, max_seq_length=options.max_seq_length)
+        costs = PublishedCosts(kernel, windows, max_seq_length=options.max_seq_length)
     parts = {"embedding": options.use_embedding, "hidden": options.use_rep, "attention": options.use_att}
     looks_at = frozenset(part for part, used in parts.items() if used and mapping is not None)
     objective = Objective(None, costs, beta=1.0, theta=options.theta, looks_at=looks_at)
@@ -59,17 +71,21 @@ def distil(options: GeneralArguments, args: RunArguments) -> None:
         expose_attention(student, "--student_config", options.max_seq_length)
     projections = make_projections(student, teacher.config.hidden_size, options.projection)
 
-    corpus = find_corpus(options, args.seed)
+    def find() -> tuple[Corpus, str]:
+        corpus = find_corpus(options, args.seed)
+        return corpus, corpus.digest(tokenizer)
+
+    corpus, digest = found_by_first(find)
     read = {
         "the teacher": weights_digest(teacher),
         "the student as it starts": weights_digest(torch.nn.ModuleList([student, projections])),
-        "the corpus": corpus.digest(tokenizer),
+        "the corpus": digest,
     }
     experiment = describe_experiment(args, (options,), read)
-    cache = Path(options.corpus_cache_dir or Path(args.output_dir) / "corpus")
+    cache = Path(options.corpus_cache_dir or Path(args.output_dir) / PACKED_CORPUS)
     with output_folder(args, experiment) as checkpoint:
         with args.main_process_first(local=False):
-            text = pack(corpus, tokenizer, cache)
+            text = pack(corpus, tokenizer, cache / digest[:16])
         if is_main_process():
             print(f"corpus: {text.told}")
         check_batch(args, text.train)
@@ -95,14 +111,18 @@ def distil(options: GeneralArguments, args: RunArguments) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.record_layers()
         with saying_how_to_go_on(trainer):
-            finish(trainer, before)
+            finish(trainer, before, f"Distilled on text from the layers of `{for_others(options.teacher_model)}`.")
     if args.process_index == 0 and not options.corpus_cache_dir:
         shutil.rmtree(cache, ignore_errors=True)
-    push(args)
+    sent = f"hf upload {args.hub_model_id} {args.output_dir} . " + " ".join(
+        f"--exclude '{name}'" for name in ("checkpoint-*", "runs/*", "args.json")
+    )
+    push(args, f"`{sent}` sends it")
 
 
-def finish(trainer: "GeneralTrainer", before: dict[str, float]) -> None:
-    """The student (the best one, once `train` is through), its projections, its dev loss beside the one `before`."""
+def finish(trainer: "GeneralTrainer", before: dict[str, float], origin: str) -> None:
+    """The student (the best one, once `train` is through), its projections, its dev loss beside the one `before`, its
+    card."""
     after = trainer.measure()
     if not trainer.is_world_process_zero():
         return
@@ -114,18 +134,26 @@ def finish(trainer: "GeneralTrainer", before: dict[str, float]) -> None:
     }
     results |= after | {f"start_{key}": value for key, value in before.items()} | trainer.shares
 
-    def write_projections(folder: Path) -> list[Path]:
-        save_projections(trainer.distillation.projections, folder)
-        return []
-
-    write_run(trainer, results, [write_projections, lambda folder: write_layers(trainer, folder)])
+    # Where there are figures the run has finished: its maps are there before them, and never beside another's.
+    forget_figures(folder)
+    save_projections(trainer.distillation.projections, folder)
+    write_run(trainer, results, [lambda folder: write_layers(trainer, folder)])
+    write_encoder_card(folder, origin, trainer.plain_model)
     trainer.remove_spare_checkpoints()
     told = f"  dev loss {after['eval_loss']:.4f}, at the start {before['eval_loss']:.4f}" if after else ""
     print(f"saved in {folder}, step {results['global_step']}{told}")
 
 
+def corpus_files(options: GeneralArguments) -> list[Path]:
+    """The files of `--corpus`. Raises InputError where there are none."""
+    files = [path for path in several("--corpus", options.corpus, KINDS) if not path.is_dir()]
+    if not files:
+        raise InputError(f"--corpus {options.corpus}: no file has such a name, only folders; add /*")
+    return files
+
+
 def find_corpus(options: GeneralArguments, seed: int) -> Corpus:
-    """The corpus that the options name. Raises InputError for files that are not there."""
+    """The corpus that the options name. Raises InputError for one that is not there."""
     if options.dataset_name:
         from bert_finetune.hub_datasets import dataset_file
 
@@ -133,7 +161,7 @@ def find_corpus(options: GeneralArguments, seed: int) -> Corpus:
         files = [dataset_file(options.dataset_name, options.dataset_config, options.train_split)]
     else:
         source = f"--corpus {options.corpus}"
-        files = [path for path in several("--corpus", options.corpus, KINDS) if not path.is_dir()]
+        files = corpus_files(options)
     packed = options.max_seq_length, options.short_seq_prob, options.dev_share, seed
     return Corpus(tuple(files), options.text_column, *packed, source)
 
@@ -143,9 +171,11 @@ def layers_of_teacher(options: GeneralArguments, teacher: PreTrainedModel) -> li
     return parse_student_layers(options.student_layers, teacher.config.num_hidden_layers, options.start.layers)
 
 
-def load_student(options: GeneralArguments, teacher: PreTrainedModel, vocabulary: int) -> PreTrainedModel:
+def load_student(
+    options: GeneralArguments, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     """A student with new weights, or one of the teacher's architecture for `start_from_teacher` to fill. Raises
-    InputError for one that cannot be made, or whose `vocabulary` is too small."""
+    InputError for one that cannot be made, or cannot read what the teacher's `tokenizer` gives."""
     if options.student_layers:
         student = make_student(teacher, layers_of_teacher(options, teacher), options.shape, options.start)
     elif options.student_size:
@@ -157,13 +187,14 @@ def load_student(options: GeneralArguments, teacher: PreTrainedModel, vocabulary
             raise InputError(f"--student_config {options.student_config}: {error}") from error
         student = AutoModel.from_config(config)
     else:
-        name, file = options.student_config, Path(options.student_config)
-        config = load_config(str(file.parent) if file.name == "config.json" else name, "--student_config")
-        if config.vocab_size < vocabulary:
-            raise InputError(
-                f"--student_config {options.student_config}: has {config.vocab_size} tokens, and the teacher's "
-                f"tokenizer {vocabulary}"
-            )
+        config = options.named_config
+        types = 1 + max(tokenizer("a", "a").get("token_type_ids", [0]))
+        for name, needed in (("vocab_size", len(tokenizer)), ("type_vocab_size", types)):
+            if (size := getattr(config, name, None) or needed) < needed:
+                raise InputError(
+                    f"--student_config {options.student_config}: has a {name} of {size}, and the teacher's tokenizer "
+                    f"needs {needed}"
+                )
         student = AutoModel.from_config(config)
     # What a fine-tuned teacher calls its outputs is nothing to a student without a task.
     plain = PreTrainedConfig()

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.starts import Shape, Start
-from bert_emd.student import config_of_layers, layer_stack, student_from_teacher
+from bert_emd.student import config_of_layers, layer_stack, shares_layers, student_from_teacher
 from bert_finetune.errors import InputError
 from bert_finetune.processes import is_main_process
 
@@ -23,6 +23,9 @@ TEXTS, _BATCH = 256, 32
 
 # What architectures call the width of their feed-forward layers.
 _FFN = ("hidden_dim", "d_inner", "intermediate_size")
+
+# What they call other widths, which mostly are the hidden width: ELECTRA's embeddings may be narrower.
+_WIDTHS = ("embedding_size", "pooler_hidden_size")
 
 # The linear maps of a layer, by the end of their names in BERT, RoBERTa and ELECTRA, DistilBERT, MPNet.
 _PARTS = {
@@ -72,8 +75,11 @@ def narrow_config(teacher: PreTrainedConfig, layers: list[int], shape: Shape, st
             f"--student_ffn {ffn}: the teacher's layers have {getattr(teacher, ffn_name)}; more start with "
             "--student_start embeddings or random"
         )
-    if getattr(config, "embedding_size", None) == config.hidden_size:  # ELECTRA and ALBERT may have another width there
-        config.embedding_size = width
+    for name in _WIDTHS:
+        if getattr(config, name, None) == config.hidden_size:
+            setattr(config, name, width)
+    if vars(config).get("head_dim"):
+        config.head_dim = width // heads
     config.hidden_size, config.num_attention_heads = width, heads
     setattr(config, ffn_name, ffn)
     return config
@@ -98,11 +104,14 @@ def make_student(teacher: PreTrainedModel, layers: list[int], shape: Shape, star
     if start.layers:
         _check_parts(teacher)
     try:
-        return type(teacher)(config)
+        student = type(teacher)(config)
     except Exception as error:  # nothing of ours runs in there
         raise InputError(
             f"--student_width: {type(teacher).__name__} cannot be made {config.hidden_size} wide: {error}"
         ) from error
+    if start.embeddings:
+        _check_shapes(student, teacher, start)
+    return student
 
 
 @torch.no_grad()
@@ -190,7 +199,8 @@ def _run(
             real = batch["attention_mask"].bool()
 
             def rows(x: torch.Tensor, real: torch.Tensor = real) -> torch.Tensor:
-                return (x[real] if x.dim() == 3 else x).double().cpu()
+                # Longformer pads its sequences further.
+                return (x[:, : real.shape[1]][real] if x.dim() == 3 else x).double().cpu()
 
             yield [rows(state) for state in states], {module: rows(x) for module, x in seen.items()}
     finally:
@@ -303,13 +313,29 @@ def _parts(layer: nn.Module) -> dict[str, nn.Linear]:
 
 def _check_parts(teacher: PreTrainedModel) -> None:
     """Raise InputError where the linear maps of a layer cannot be told apart."""
-    for layer in layer_stack(teacher)[1]:
+
+    def known(layer: nn.Module) -> bool:
         linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-        if set(_parts(layer)) != set(_PARTS) or len(linear) != len(_PARTS):
-            raise InputError(
-                f"--student_start layers: does not know how to narrow the layers of {type(teacher).__name__}; use "
-                "embeddings or random"
-            )
+        return set(_parts(layer)) == set(_PARTS) and len(linear) == len(_PARTS)
+
+    if shares_layers(teacher.config) or not all(map(known, layer_stack(teacher)[1])):
+        raise InputError(
+            f"--student_start layers: does not know how to narrow the layers of {type(teacher).__name__}; use "
+            "embeddings or random"
+        )
+
+
+def _check_shapes(student: PreTrainedModel, teacher: PreTrainedModel, start: Start) -> None:
+    """Raise InputError where what the student takes would have to be narrowed in anything but the hidden width."""
+    hidden = teacher.config.hidden_size, student.config.hidden_size
+    for ours, theirs in _outside_layers(student, teacher, start):
+        for name, parameter in ours.named_parameters(recurse=False):
+            sizes = zip(getattr(theirs, name).shape, parameter.shape, strict=True)
+            if any(wide != narrow and (wide, narrow) != hidden for wide, narrow in sizes):
+                raise InputError(
+                    f"--student_width {hidden[1]}: does not know how to narrow all of {type(teacher).__name__} that "
+                    f"it would take; use --student_start {'embeddings or ' * start.layers}random"
+                )
 
 
 def _outside_layers(

@@ -13,6 +13,8 @@ gets that outputs nothing, whatever the teacher, the length and the task, and th
 errors. So one β fits all of them. `PublishedCosts` is the authors' arithmetic, in which β has the teacher's units.
 """
 
+import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -59,9 +61,15 @@ def prediction_loss(
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Cost matrices between layers, as the module's docstring defines them; `kernel`: of `pairwise_mse`."""
+    """Cost matrices between layers, as the module's docstring defines them.
+
+    `kernel`: of `pairwise_mse`. `windows`: what `attention_windows` gives for student and teacher. Two layers are
+    compared in the scores that both have, and the sum counts as if it were of all scores, so that a narrow layer is not
+    nearer to all others for having fewer; the teacher's size likewise.
+    """
 
     kernel: str | None = None
+    windows: tuple[list[float], list[float]] | None = None
 
     def hidden(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M projected student and N teacher hidden states, each (batch, length, width)."""
@@ -72,12 +80,36 @@ class LayerCosts:
     def attention(self, student, teacher, attention_mask: torch.Tensor) -> torch.Tensor:
         """(M, N) costs of M student and N teacher score maps, whole or as factors (see `LayerOutputs.attention`)."""
         keys = attention_mask.bool()
-        if student[0].dim() == 4:
+        if _any_whole(student, teacher):
+            student, teacher = _whole(student), _whole(teacher)
             counted = (keys[:, :, None] & keys[:, None]).unsqueeze(1)
-            size = sum((layer.float() * counted).square().sum() for layer in teacher)
-            return pairwise_mse(list(student), list(teacher), _mean_size(size, teacher), counted, self.kernel)
+            size = self._size(teacher, counted)
+            return self._between_scores(student, teacher, counted, _mean_size(size, teacher))
         student, teacher = _without_padding(student, keys, keys), _without_padding(teacher, keys, keys)
         return pairwise_attention_mse(student, teacher, _mean_size(_size_of_scores(teacher), teacher))
+
+    def _size(self, teacher: list[torch.Tensor], counted: torch.Tensor) -> torch.Tensor:
+        if self.windows is None:
+            return sum((layer.float() * counted).square().sum() for layer in teacher)
+        size = 0.0
+        for window, layers in _by_window(self.windows[1]).items():
+            seen, times = _seen(counted, window)
+            size = size + times * sum((teacher[j].float() * seen).square().sum() for j in layers)
+        return size
+
+    def _between_scores(
+        self, student: list[torch.Tensor], teacher: list[torch.Tensor], counted: torch.Tensor, divisor: torch.Tensor
+    ) -> torch.Tensor:
+        """Costs of whole scores, of which those count that are `counted` and in both layers' windows."""
+        if self.windows is None:
+            return pairwise_mse(student, teacher, divisor, counted, self.kernel)
+        cost = torch.zeros(len(student), len(teacher), device=counted.device)
+        ours, theirs = (_by_window(side).items() for side in self.windows)
+        for (own, rows), (other, columns) in itertools.product(ours, theirs):
+            seen, times = _seen(counted, min(own, other))
+            pair = [student[i] for i in rows], [teacher[j] for j in columns]
+            cost[[[i] for i in rows], columns] = pairwise_mse(*pair, divisor / times, seen, self.kernel)
+        return cost
 
 
 def mean_tokens(counted: torch.Tensor) -> torch.Tensor:
@@ -91,6 +123,30 @@ def _mean_size(size: torch.Tensor, layers) -> torch.Tensor:
     mean = mean_over_processes(size / len(layers))
     # What has no size is no measure: costs stay squared errors.
     return torch.where(mean > 0, mean, 1.0)
+
+
+def _any_whole(student, teacher) -> bool:
+    return student[0].dim() == 4 or teacher[0].dim() == 4
+
+
+def _whole(layers) -> list[torch.Tensor]:
+    """Scores, made where their factors are given."""
+    return [layer if layer.dim() == 4 else layer[0].float() @ layer[1].float().mT for layer in layers]
+
+
+def _by_window(windows: list[float]) -> dict[float, list[int]]:
+    """The layers of each window."""
+    return {window: [k for k, each in enumerate(windows) if each == window] for window in sorted(set(windows))}
+
+
+def _seen(counted: torch.Tensor, window: float) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Which of the `counted` scores lie in a window, and how many times as many there are without it."""
+    if window == math.inf:
+        return counted, 1.0
+    places = torch.arange(counted.shape[-1], device=counted.device)
+    seen = counted & ((places[:, None] - places).abs() <= window)
+    whole, part = mean_over_processes(torch.stack((counted.sum(), seen.sum())).float())
+    return seen, whole / part.clamp(min=1)
 
 
 def _without_padding(layers, queries: torch.Tensor, keys: torch.Tensor) -> list[torch.Tensor]:
@@ -131,9 +187,9 @@ class PublishedCosts(LayerCosts):
         keys = attention_mask.bool()
         queries = torch.ones_like(keys) if self.count_padding else keys
         divisor = mean_tokens(queries) * student[0].shape[-3] * self.max_seq_length
-        if student[0].dim() == 4:
+        if _any_whole(student, teacher):
             counted = (queries[:, :, None] & keys[:, None]).unsqueeze(1)
-            return pairwise_mse(list(student), list(teacher), divisor, counted, self.kernel)
+            return self._between_scores(_whole(student), _whole(teacher), counted, divisor)
         return pairwise_attention_mse(
             _without_padding(student, queries, keys), _without_padding(teacher, queries, keys), divisor
         )

@@ -36,45 +36,84 @@ def parse_student_layers(text: str, teacher_layers: int, copied: bool = True) ->
 
 
 def config_of_layers(teacher: PreTrainedConfig, layers: list[int]) -> PreTrainedConfig:
-    """The teacher's configuration with these of its layers (1-based) and no others."""
+    """The teacher's configuration with these of its layers (1-based) and no others, and what it says of each layer:
+    whether it looks at all tokens or at those nearby, and at how many."""
     config = copy.deepcopy(teacher)
+    for name, value in vars(teacher).items():
+        if _OF_LAYERS.search(name) and isinstance(value, list) and len(value) == teacher.num_hidden_layers:
+            setattr(config, name, [value[layer - 1] for layer in layers])
     config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):  # some look at all tokens, others at those nearby
-        config.layer_types = [config.layer_types[layer - 1] for layer in layers]
     return config
 
 
-def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A student made of the teacher's embeddings, head and the given layers (1-based), all copied.
+# What architectures call a list with something for each layer. Others may be as long by chance.
+_OF_LAYERS = re.compile("layer|attention_window")
 
-    Raises InputError where a layer cannot stand in another one's place, as ModernBERT's others in its first one's.
+
+def student_from_teacher(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+    """A student made of the teacher's embeddings, head and the given layers (1-based), all copied. Where all layers
+    share their weights, as in ALBERT, the student goes through them fewer times.
+
+    Raises InputError where a layer would not compute what it does in the teacher, as ModernBERT's others in the place
+    of its first one, which has no norm.
     """
+    config, said = config_of_layers(teacher.config, layers), f"--student_layers {','.join(map(str, layers))}"
+    if shares_layers(teacher.config):
+        student = type(teacher)(config)
+        student.load_state_dict(teacher.state_dict())
+        return student
     name, stack = layer_stack(teacher)
-    student = type(teacher)(config_of_layers(teacher.config, layers))
-    weights = {}
-    for key, value in teacher.state_dict().items():
-        if not key.startswith(f"{name}."):
-            weights[key] = value
+    weights = {key: value for key, value in teacher.state_dict().items() if not key.startswith(f"{name}.")}
     for position, layer in enumerate(layers):
         for key, value in stack[layer - 1].state_dict().items():
             weights[f"{name}.{position}.{key}"] = value
     try:
-        student.load_state_dict(weights)
-    except RuntimeError as error:
+        student = type(teacher)(config)
+        report = student.load_state_dict(weights, strict=False)
+    except Exception as error:  # nothing of ours runs in there
+        reason = str(error).splitlines()[-1].strip()  # before it stands which class it was
+        raise InputError(f"{said}: {type(teacher).__name__} cannot have fewer layers: {reason}") from error
+    if different := [*report.missing_keys, *report.unexpected_keys]:
         raise InputError(
-            f"--student_layers {','.join(map(str, layers))}: the layers of {type(teacher).__name__} are not all alike; "
-            "give others (the first one perhaps), or a --student_model"
-        ) from error
+            f"{said}: the layers of {type(teacher).__name__} are not all alike, see {different[0]}; give others "
+            "(beginning with 1 perhaps), or a --student_model"
+        )
+    for ours, layer in zip(student.get_submodule(name), layers, strict=True):
+        if _settings(ours) != _settings(stack[layer - 1]):
+            raise InputError(
+                f"{said}: layer {layer} of {type(teacher).__name__} would compute something else in another place; "
+                "give other layers, or a --student_model"
+            )
     return student
 
 
+def shares_layers(config: PreTrainedConfig) -> bool:
+    """Whether a model goes through the same weights for each of its layers."""
+    return getattr(config, "num_hidden_groups", None) == 1
+
+
+def _settings(layer: nn.Module) -> dict[str, object]:
+    """What a layer's parts are, and are set to beside their weights; its number, and whether it is training, apart."""
+    return {
+        f"{name}.{key}": value
+        for name, module in layer.named_modules()
+        for key, value in {"class": type(module), **vars(module)}.items()
+        if isinstance(value, (type, bool, int, float, str)) and key not in _NUMBERS and key != "training"
+    }
+
+
+# What a layer calls its number among the layers; as BigBird's seed that is for training alone.
+_NUMBERS = ("layer_idx", "layer_id", "layer_num", "layer_number", "seed")
+
+
 def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of a model's layers, and its name. Raises InputError where there is none, as in ALBERT."""
+    """The list of a model's layers, and its name. Raises InputError where there is none."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return name, module
     raise InputError(
-        f"--teacher_model: cannot find the {model.config.num_hidden_layers} layers of {type(model).__name__}"
+        f"--student_layers: cannot find the {model.config.num_hidden_layers} layers of {type(model).__name__}; give a "
+        "--student_model"
     )
 
 

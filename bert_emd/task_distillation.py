@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bert_emd.arguments import DistillationArguments
-from bert_emd.attention_scores import expose_attention
+from bert_emd.attention_scores import attention_heads, attention_windows, expose_attention
 from bert_emd.diagnosis import format_shares
 from bert_emd.distillation import Distillation
 from bert_emd.layer_arguments import LayerArguments
@@ -34,8 +34,9 @@ from bert_emd.teachers import (
     with_teacher_logits,
 )
 from bert_emd.trainer import DistillationTrainer
+from bert_finetune.architectures import check_inputs, check_length
 from bert_finetune.arguments import TaskArguments
-from bert_finetune.checkpoints import check_length, load_classifier, load_config
+from bert_finetune.checkpoints import load_classifier, load_classifier_config
 from bert_finetune.data import TaskDatasets, load_datasets, load_held_out, load_unlabelled
 from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
@@ -63,7 +64,7 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     named, option = (
         (distillation.teachers[0], "--teacher_model") if taught else (distillation.student_model, "--student_model")
     )
-    config, unlabelled = load_config(named, option), distillation.alpha == 1
+    config, unlabelled = load_classifier_config(named, option, taught), distillation.alpha == 1
     task = task_args.load_task(config, taught, args.splits, unlabelled, distillation.soft_labels)
     task = task.chosen_by(args.metric_for_best_model, *(AGREEMENT if taught else ()))
     if distillation.aug_train:
@@ -78,10 +79,12 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     )
     set_seed(args.seed)  # new weights, of a head or the projections, are drawn from here on
     student = load_student(distillation, teacher, task)
-    for model in (*teachers, student):
-        check_length(model.config, task_args.max_seq_length)
+    check_models(teachers, student, "--student_model", tokenizer, task, task_args.max_seq_length)
     with_layers = teacher is not None and not distillation.pred_distill
     mapping = make_mapping(distillation, student.config, teacher.config) if with_layers else None
+    if mapping is not None and distillation.use_att:
+        expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
+        expose_attention(student, "--student_model", task_args.max_seq_length)
     kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
     # A dev set without labels is for a run whose best checkpoint is the one that is most like the teacher.
     unlabelled = ["train", "dev"] if args.metric_for_best_model in AGREEMENT else ["train"]
@@ -90,15 +93,13 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     held_out = load_agreement_file(distillation, task_args, task, tokenizer)
     check_batch(args, datasets.train)
     task = task.weighted(args.class_weights, datasets.train["labels"])
-    costs, unit = LayerCosts(kernel), task.kind.unit_of_loss(np.array(datasets.train["labels"]))
+    windows = attention_windows(student.config, teacher.config) if mapping is not None else None
+    costs, unit = LayerCosts(kernel, windows), unit_of_loss(task.kind, datasets.train)
     if distillation.objective == "published":
         lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
-        costs, unit = PublishedCosts(kernel, **lengths), 1.0
+        costs, unit = PublishedCosts(kernel, windows, **lengths), 1.0
     objective = make_objective(distillation, costs, task.kind, unit, with_layers=mapping is not None)
     check_taught(datasets.train, task.kind, objective)
-    if "attention" in objective.looks_at:
-        expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
-        expose_attention(student, "--student_model", task_args.max_seq_length)
     projections = load_projections(distillation, student, teacher)
     relus = (
         [hook for model in (*teachers, student) for hook in use_relu_head(model)] if distillation.head == "relu" else []
@@ -173,12 +174,13 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
     option = "--student_model" if distillation.student_model else "--output_dir"
     # With a teacher, agreement can be measured without labels.
     unlabelled = ["dev"] if distillation.teachers else []
-    task = task_args.load_task(load_config(name, option), True, args.splits, unlabelled=bool(unlabelled))
+    config = load_classifier_config(name, option, fine_tuned=True)
+    task = task_args.load_task(config, True, args.splits, unlabelled=bool(unlabelled))
     model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names)
     tokenizer = load_shared_tokenizer(distillation.teachers, name, option, task_args.do_lower_case)
     teachers = load_teachers(distillation, task_args, task)
+    check_models(teachers, model, option, tokenizer, task, task_args.max_seq_length)
     for each in (model, *teachers):
-        check_length(each.config, task_args.max_seq_length)
         if distillation.head == "relu":
             use_relu_head(each)
     if teachers:
@@ -195,6 +197,21 @@ def evaluate_student(distillation: DistillationArguments, task_args: TaskArgumen
         print(all_figures(figures))
     write_predictions(trainer, datasets.test, task_args.file)
     push(args)
+
+
+def check_models(
+    teachers: list[PreTrainedModel],
+    student: PreTrainedModel,
+    option: str,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    max_seq_length: int,
+) -> None:
+    """Raise InputError where one of the models cannot read what the shared tokenizer gives; `option`: where the
+    student's name comes from."""
+    for model, named in [*((teacher, "--teacher_model") for teacher in teachers), (student, option)]:
+        check_length(model, max_seq_length)
+        check_inputs(model, tokenizer, f"{named} {model.config.name_or_path}", pair=len(task.columns) > 1)
 
 
 def augmented(task: Task, task_args: TaskArguments) -> Task:
@@ -229,6 +246,14 @@ def with_unlabelled(
             rows = rows.add_column(TEACHER_LOGITS, [unknown] * len(rows))
         more.append(rows.cast(features))
     return replace(datasets, train=concatenate_datasets([datasets.train, *more]))
+
+
+def unit_of_loss(kind: TaskKind, train: Dataset) -> float:
+    """`TaskKind.unit_of_loss` of the training rows' labels, or of their soft labels where no row has another."""
+    labels = np.array(train["labels"])
+    if TEACHER_LOGITS in train.column_names and not kind.is_labelled(labels).any():
+        labels = np.array(train[TEACHER_LOGITS])
+    return kind.unit_of_loss(labels)
 
 
 def check_taught(train: Dataset, kind: TaskKind, objective: Objective) -> None:
@@ -299,7 +324,7 @@ def make_mapping(options: LayerArguments, student: PreTrainedConfig, teacher: Pr
     """The mapping that the options name. Raises InputError where the two models' layers cannot be compared."""
     row = MAPPINGS[options.layer_mapping]
     mapping = row.make(options, student.num_hidden_layers, teacher.num_hidden_layers)
-    heads = student.num_attention_heads, teacher.num_attention_heads
+    heads = attention_heads(student), attention_heads(teacher)
     if mapping is not None and options.use_att and heads[0] != heads[1]:
         raise InputError(
             f"the student has {heads[0]} attention heads and the teacher {heads[1]}: their scores cannot be compared; "

@@ -62,7 +62,7 @@ class TeacherTrainer(RunTrainer):
         self.teacher = teacher.to(self.args.device).requires_grad_(False) if teacher is not None else None
         if self.teacher is not None:
             self.teacher.train(teacher_mode == "train")
-            self.compile_model(self.teacher)
+            self.prepare(self.teacher)
 
     @property
     def distillation(self) -> Distillation:

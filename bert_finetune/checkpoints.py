@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from bert_finetune.architectures import check_architecture, check_classifier
 from bert_finetune.errors import InputError, loading_reason, reading, writing
 from bert_finetune.files import flush, rename
 from bert_finetune.glue import Task
@@ -58,6 +59,14 @@ def load_config(name_or_path: str, option: str) -> PreTrainedConfig:
     config = _mended_config(name_or_path, option) or _from_pretrained(AutoConfig, name_or_path, option)
     _check_thresholds(config, f"{option} {name_or_path}")
     config._attn_implementation = None  # what a checkpoint asks for here can be code on the hub
+    return config
+
+
+def load_classifier_config(name_or_path: str, option: str, fine_tuned: bool = False) -> PreTrainedConfig:
+    """The configuration of a model that is to classify texts, or, `fine_tuned`, does so already. Raises InputError for
+    one that cannot."""
+    config = load_config(name_or_path, option)
+    check_classifier(config, f"{option} {name_or_path}", fine_tuned)
     return config
 
 
@@ -131,7 +140,8 @@ def load_classifier(
     made new, which is printed. output_names: what the outputs of a fine-tuned model are called, see `name_outputs`.
     Raises InputError, naming `option`, for a model that cannot be loaded, or whose head does not fit.
     """
-    config, kind, what = load_config(name_or_path, option), task.kind, f"{option} {name_or_path}"
+    config = load_classifier_config(name_or_path, option, fine_tuned)
+    kind, what = task.kind, f"{option} {name_or_path}"
     if fine_tuned and config.problem_type not in (None, kind.problem_type):
         raise InputError(
             f"{what}: was trained for another kind of task, its problem_type is {config.problem_type}; "
@@ -196,6 +206,7 @@ def load_encoder(name_or_path: str, option: str) -> PreTrainedModel:
     Raises InputError, naming `option`, for a model that cannot be loaded, or whose encoder is not whole.
     """
     config, what = load_config(name_or_path, option), f"{option} {name_or_path}"
+    check_architecture(config, what)
     model, info = _load_weights(AutoModel, name_or_path, config, option)
     _check_encoder(model, info, what)
     check_finite(dict(model.named_parameters()), what)
@@ -313,19 +324,6 @@ def _read_file(path: str, wanted: Callable[[str], bool]) -> dict[str, torch.Tens
         return {key: value for key, value in weights.items() if isinstance(value, torch.Tensor) and wanted(key)}
     with safe_open(path, framework="pt") as weights:
         return {key: weights.get_tensor(key) for key in weights.keys() if wanted(key)}  # noqa: SIM118
-
-
-def longest_input(config: PreTrainedConfig) -> int:
-    """How many tokens a model has positions for."""
-    # RoBERTa and its kin number positions from padding id + 1.
-    return config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
-
-
-def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
-    """Raise InputError for inputs longer than the model has positions."""
-    positions = longest_input(config)
-    if max_seq_length > positions:
-        raise InputError(f"--max_seq_length {max_seq_length}: the model has only {positions} positions")
 
 
 def reorder_classes(model: PreTrainedModel, order: list[int]) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from bert_finetune.architectures import check_inputs, check_length
 from bert_finetune.arguments import ModelArguments, TaskArguments
-from bert_finetune.checkpoints import check_length, load_classifier, load_config, load_tokenizer
+from bert_finetune.checkpoints import load_classifier, load_classifier_config, load_tokenizer
 from bert_finetune.data import load_datasets
 from bert_finetune.digests import data_digest, weights_digest
 from bert_finetune.errors import InputError
@@ -24,10 +25,9 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
         check_output_dir(args, name)
 
     open_repository(args, name)
-    config = load_config(name, option)
+    config = load_classifier_config(name, option, fine_tuned=not args.do_train)
     if model_args.model_type not in (None, config.model_type):
         raise InputError(f"--model_type {model_args.model_type}: {name} is a {config.model_type}")
-    check_length(config, task_args.max_seq_length)
     task = task_args.load_task(config, fine_tuned=not args.do_train, splits=args.splits)
     task = task.chosen_by(args.metric_for_best_model)
     if args.label_smoothing_factor and not task.kind.one_class:
@@ -35,12 +35,14 @@ def fine_tune(model_args: ModelArguments, task_args: TaskArguments, args: RunArg
     if args.label_smoothing_factor and args.class_weights != "none":
         raise InputError("--label_smoothing_factor: does not go with --class_weights; leave one of the two out")
     tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
+    set_seed(args.seed)  # a new head's weights are drawn here
+    model = load_classifier(name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names)
+    check_length(model, task_args.max_seq_length)
+    check_inputs(model, tokenizer, f"{option} {name}", pair=len(task.columns) > 1)
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits)
     if args.do_train:
         check_batch(args, datasets.train)
         task = task.weighted(args.class_weights, datasets.train["labels"])
-    set_seed(args.seed)  # a new head's weights are drawn here
-    model = load_classifier(name, task, option, fine_tuned=not args.do_train, output_names=task_args.output_names)
 
     if args.do_train:
         read = {"the model": weights_digest(model)}

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from bert_finetune.checkpoints import restore_weights, save_weights
 from bert_finetune.errors import InputError, reading, writing
 from bert_finetune.files import remove
+from bert_finetune.half_precision import keep_in_float32
 from bert_finetune.outputs import forget_replaced_run
 from bert_finetune.run_arguments import RunArguments
 from bert_finetune.run_checkpoints import (
@@ -70,7 +71,7 @@ class RunTrainer(Trainer):
             args.report_to = []  # an evaluation by itself leaves no log
         args.push_to_hub = False  # done by the script, once all is finished
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs: one process each, by torchrun or accelerate
-        # Compiled by `compile_model`, and not by accelerate anew for several lengths.
+        # Compiled by `prepare`, and not by accelerate anew for several lengths.
         self._compiler, args.torch_compile_backend = args.torch_compile_backend, None
         super().__init__(
             model,
@@ -80,7 +81,7 @@ class RunTrainer(Trainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        self.compile_model(self.plain_model)
+        self.prepare(self.plain_model)
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over its batch
         self._since_log, self._since_evaluation = Means(), Means()
         # Both would print a dictionary at every log, where an evaluation has its line.
@@ -104,8 +105,11 @@ class RunTrainer(Trainer):
         """How long the run has trained, in all of its starts."""
         return self._seconds_before + (time.monotonic() - self._begun if self.is_in_train else self._seconds)
 
-    def compile_model(self, model: PreTrainedModel) -> None:
-        """Compile a model in place where `--torch_compile` asks for it and it may gain by it."""
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Keep a model that cannot do with less in float32. Compile it in place where `--torch_compile` asks for that
+        and it may gain by it."""
+        if self.args.bf16 or self.args.fp16:
+            keep_in_float32(model, self.args.device)
         if self.args.torch_compile and self.args.device.type not in _NOT_COMPILED:
             model.compile(dynamic=True, backend=self._compiler)
 

@@ -16,14 +16,13 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bert_finetune.architectures import check_length, longest_input
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.checkpoints import (
-    check_length,
     class_names,
     load_classifier,
-    load_config,
+    load_classifier_config,
     load_tokenizer,
-    longest_input,
 )
 from bert_finetune.data import load_datasets
 from bert_finetune.digests import file_digest
@@ -81,14 +80,14 @@ def export(options, task_args: TaskArguments) -> bool:
     target = Path(options.output_dir or Path(name) / form.folder)
     if target.exists() and not (target / "export.json").is_file():
         raise InputError(f"{target}: is there already, and no export; move it, or choose another --output_dir")
-    config = load_config(name, option)
+    config = load_classifier_config(name, option, fine_tuned=True)
     task = task_args.load_task(config, fine_tuned=True, splits=["dev"])
     tokenizer = load_tokenizer(name, option, task_args.do_lower_case)
     if not tokenizer.is_fast:
         raise InputError(f"{option} {name}: its tokenizer has no fast form, which is what a server reads")
-    check_length(config, task_args.max_seq_length)
-    loaded = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, ["dev"]).dev
     model = load_classifier(name, task, option, fine_tuned=True, output_names=task_args.output_names).eval()
+    check_length(model, task_args.max_seq_length)
+    loaded = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, ["dev"]).dev
     if any(label == f"LABEL_{k}" for k, label in enumerate(class_names(model.config))) and task.kind.outputs > 1:
         raise InputError(f"{option} {name}: its classes have no names; give them in their order with --class_names")
     dev = []
@@ -141,7 +140,7 @@ def _export_into(
     forms = {"torch": in_torch, "float": open_graph(folder / form.file)}
     student, float_graph = (answers(run) for run in forms.values())
     difference = max(float(np.abs(student[one.name] - float_graph[one.name]).max()) for one in dev)
-    difference = max(difference, largest_difference(model, folder / form.file, names, longest_input(model.config)))
+    difference = max(difference, largest_difference(model, folder / form.file, names, longest_input(model)))
     if not difference <= TOLERANCE:
         raise InputError(f"{form.file}: logits differ from PyTorch's by {difference:.1e}, more than {TOLERANCE:.0e}")
     print(f"{form.file}: logits differ from PyTorch's by {difference:.1e} at most, on the dev set and on odd shapes")
@@ -166,7 +165,7 @@ def _export_into(
     if form.quantizations and chosen is None:
         (folder / INT8).unlink()
         print(f"int8 loses too much in every way: only {FLOAT} is kept", file=sys.stderr)
-    shape = _TIMED[0], min(_TIMED[1], longest_input(model.config))
+    shape = _TIMED[0], min(_TIMED[1], longest_input(model))
     inputs = made_up_inputs(model, names, *shape)
     each = milliseconds_each([partial(run, inputs) for run in forms.values()], shape[0], seconds=2)
     written = {what: file for what, file in (("float", form.file), ("int8", INT8)) if what in forms}

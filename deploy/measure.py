@@ -166,13 +166,19 @@ def _named(folders: list[Path]) -> dict[str, Path]:
 def find_candidates(folders: list[Path], longest: int) -> list[Candidate]:
     """All forms that the models are there in. Raises InputError for a folder that holds no model, and for one that
     takes no `longest` tokens."""
-    from bert_finetune.checkpoints import load_config, longest_input
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from bert_finetune.architectures import longest_input
+    from bert_finetune.checkpoints import load_classifier_config
 
     found = []
     for name, folder in _named(folders).items():
         if not (folder / "config.json").is_file() or not (folder / FORMS[0].file).is_file():
             raise InputError(f"{folder}: holds no model (config.json, {FORMS[0].file})")
-        positions = longest_input(load_config(str(folder), "model"))
+        with torch.device("meta"):  # a model without its weights
+            empty = AutoModelForSequenceClassification.from_config(load_classifier_config(str(folder), "model"))
+        positions = longest_input(empty)
         if longest > positions:
             raise InputError(f"--lengths {longest}: {folder} has only {positions} positions")
         found += [Candidate(name, folder, form) for form in FORMS if form.is_there(folder)]

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from bert_finetune.checkpoints import (
-    check_length,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -163,7 +162,6 @@ def test_a_model_without_a_vocabulary(tmp_path):
         ({"hidden_act": "unheard-of"}, "KeyError: 'unheard-of'"),
         ({"dtype": "unheard-of"}, "has no attribute 'unheard-of'"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "Loading an AWQ quantized model requires"),
-        ({"model_type": "clip"}, "Unrecognized configuration class"),
     ],
 )
 def test_a_configuration_that_makes_no_model(tmp_path, settings, reason):
@@ -180,17 +178,6 @@ def test_lower_casing_follows_the_option(tmp_path):
     assert load_tokenizer(str(folder), "--x", do_lower_case=False).tokenize("Cat") == ["Cat"]
     load_tokenizer(str(folder), "--x", do_lower_case=False).save_pretrained(tmp_path / "saved")
     assert load_tokenizer(str(tmp_path / "saved"), "--x").tokenize("Cat") == ["Cat"]
-
-
-def test_longer_than_the_model(teacher):
-    config = load_config(str(teacher), "--x")
-    check_length(config, 64)
-    with pytest.raises(InputError, match="--max_seq_length 65: the model has only 64 positions"):
-        check_length(config, 65)
-    roberta = RobertaConfig(max_position_embeddings=514, pad_token_id=1)
-    check_length(roberta, 512)
-    with pytest.raises(InputError, match="only 512 positions"):
-        check_length(roberta, 513)
 
 
 def test_label_names_are_saved(tmp_path, teacher):

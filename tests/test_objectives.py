@@ -312,3 +312,48 @@ def test_the_teacher_itself_as_student_keeps_uniform_weights(batch):
         assert terms["hidden_loss"].item() == terms["attention_loss"].item() == 0
     for weights in mapping.hidden_weights:
         np.testing.assert_allclose(weights.numpy(), 1 / M)
+
+
+@pytest.mark.parametrize("costs", [LayerCosts, lambda **how: PublishedCosts(max_seq_length=LENGTH, **how)])
+def test_scores_outside_of_either_layer_s_window_do_not_count(costs):
+    ours, theirs = [1, float("inf")], [float("inf"), 2, 1]
+    attention_mask = mask(5, 4, 3)
+    student, teacher = outputs(M, 1).attention, outputs(N, 2).attention
+    far = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs()
+    counted = (attention_mask[:, None] * attention_mask[:, :, None]).bool()[:, None]
+    windowed = costs(windows=(ours, theirs)).attention(student, teacher, attention_mask)
+
+    def mean(values, window):
+        return values[(counted & (far <= window)).expand_as(values)].mean().item()
+
+    size = 1.0
+    if costs is LayerCosts:
+        size = sum(mean(layer**2, window) for layer, window in zip(teacher, theirs, strict=True)) / N
+    else:  # per real query and key of LENGTH
+        size = int(attention_mask.sum()) * LENGTH / int(counted.sum())
+    for i in range(M):
+        for j in range(N):
+            expected = mean((student[i] - teacher[j]) ** 2, min(ours[i], theirs[j])) / size
+            assert windowed[i, j].item() == pytest.approx(expected, rel=1e-5)
+    # What stands outside may be anything.
+    changed = [layer.masked_fill(far > window, 1e3) for layer, window in zip(student, ours, strict=True)]
+    torch.testing.assert_close(costs(windows=(ours, theirs)).attention(changed, teacher, attention_mask), windowed)
+
+
+def test_windows_leave_gradients_inside():
+    student, teacher, attention_mask = outputs(M, 1, requires_grad=True), outputs(N, 2), mask(5, 4, 3)
+    windows = [1, 1], [1, float("inf"), 1]
+    LayerCosts(windows=windows).attention(student.attention, teacher.attention, attention_mask).sum().backward()
+    far = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() > 1
+    for layer in student.attention:
+        assert (layer.grad[:, :, far] == 0).all() and (layer.grad[0, :, ~far] != 0).all()
+
+
+def test_factors_are_compared_with_scores():
+    student, teacher, attention_mask = outputs(M, 1, form="factors"), outputs(N, 2), mask(5, 4, 3)
+    whole = [scores(layer) for layer in student.attention]
+    for costs in (LayerCosts(), PublishedCosts(max_seq_length=LENGTH)):
+        torch.testing.assert_close(
+            costs.attention(student.attention, teacher.attention, attention_mask),
+            costs.attention(whole, teacher.attention, attention_mask),
+        )
