@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import regex
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tqdm import tqdm
 
-from bert_emd.candidates import MaskedLM, Place, Question, Word, WordVectors, places_of, windows
+from bert_emd.candidates import LETTER, MaskedLM, Place, Question, Word, WordVectors, places_of, windows
 from bert_finetune.arguments import TaskArguments
 from bert_finetune.custom_task import only_text_column
 from bert_finetune.data import GlueFiles, present, with_full_rows
-from bert_finetune.digests import file_digest, weights_digest
+from bert_finetune.digests import file_digest
 from bert_finetune.errors import InputError, writing
-from bert_finetune.files import flush, read_json, rename, write_json
+from bert_finetune.files import flush, read_json, remove, rename, write_json
 from bert_finetune.glue import get_task
 from bert_finetune.paths import several
 from bert_finetune.tables import Table
@@ -34,10 +35,10 @@ OTHER_COPIES = 20
 # Rows that are done at a time: what an interrupted run has to do again, and among how many are those of similar length.
 CHUNK = 1000
 # Options that say nothing of the rows that are written; of the files it is what is in them that counts.
-_MAY_CHANGE = ("output", "overwrite", "batch_size", "data_dir", "train_file")
+_MAY_CHANGE = ("output", "overwrite", "data_dir", "train_file")
 
 # Letters alone: neither a part of don't or x2, nor a single letter, which tokenised text has left of them (it 's).
-_WORD = re.compile(r"(?<![\w'’])[^\W\d_]{2,}(?![\w'’])")
+_WORD = regex.compile(rf"(?<![\w'’]){LETTER}{{2,}}(?![\w'’])")
 
 
 def words_of(text: str) -> list[Word]:
@@ -249,8 +250,11 @@ class Growing:
         if earlier.get("made_of") == self._made_of:
             self.size, self.done, self.written = (earlier[name] for name in ("size", "done", "written"))
             print(f"{self._parts}: goes on after {self.done} rows")
-        elif self._parts.exists():
-            print(f"{self._parts}: is of other options or data; begun anew")
+        else:
+            if self._parts.exists():
+                print(f"{self._parts}: is of other options or data; begun anew")
+            if self._about.exists():
+                remove(self._about)  # of other parts, which these may outgrow before they are told of
         with writing(self._parts), open(self._parts, "ab") as file:
             file.truncate(self.size)
 
@@ -282,6 +286,9 @@ def augment(options: Namespace, task: TaskArguments) -> None:
     """What the script does, once its options are known to be there (see its help)."""
     suffix = options.output.suffix.lower()
     data = read_rows(task, suffix)
+    for path in map(Path, filter(None, [*data.sources, options.word_vectors])):
+        if options.output.exists() and path.exists() and options.output.samefile(path):
+            raise InputError(f"--output {options.output}: is {path}, which is read; give another name")
     masked_lm = vectors = None
     if options.masked_lm:
         masked_lm = MaskedLM.load(options.masked_lm, options.candidates, options.batch_size, options.faithful)
@@ -292,7 +299,7 @@ def augment(options: Namespace, task: TaskArguments) -> None:
     made_of = {name: value for name, value in vars(options).items() if name not in _MAY_CHANGE} | {
         "copies": count,
         "data": [file_digest(path) for path in data.sources],
-        "masked_lm": masked_lm and weights_digest(masked_lm.model),
+        "masked_lm": masked_lm and masked_lm.made_of,
         "word_vectors": vectors and vectors.digest,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow
 from datasets import Dataset
+from filelock import FileLock
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
@@ -200,24 +201,18 @@ class PackedCorpus:
     told: str
 
 
-def pack(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PackedCorpus:
-    """Read a corpus, and keep its sequences in `folder`, under a name of its own; or find them there.
+def pack(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, place: Path) -> PackedCorpus:
+    """Read a corpus, and keep its sequences in the folder `place`, whose name is of its digest; or find them there. Of
+    several runs at once one writes, and the others wait.
 
     Raises InputError for a corpus that has no text, or too few documents for a share to be held out.
     """
-    place = folder / corpus.digest(tokenizer)[:16]
     if not place.is_dir():
-        aside = folder / f".saving-{place.name}"
-        try:
-            with writing(place):
-                begin(aside)
-                write_json(aside / _COUNTS, _write(corpus, tokenizer, aside))
-                for path in aside.iterdir():
-                    flush(path)
-                rename(aside, place)
-        finally:
-            if aside.exists():
-                remove(aside)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(place.with_name(f".{place.name}.lock")):
+                if not place.is_dir():
+                    _keep(corpus, tokenizer, place)
     counts = read_json(place / _COUNTS)
     parts = {part: Dataset.from_file(str(place / f"{part}.arrow")) for part in counts}
     told = "; ".join(
@@ -225,6 +220,20 @@ def pack(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Pa
         for part, of in counts.items()
     )
     return PackedCorpus(parts["train"], parts.get("dev"), told)
+
+
+def _keep(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
+    """Write the sequences of each part, and their numbers."""
+    aside = place.with_name(f".saving-{place.name}")
+    try:
+        begin(aside)
+        write_json(aside / _COUNTS, _write(corpus, tokenizer, aside))
+        for path in aside.iterdir():
+            flush(path)
+        rename(aside, place)
+    finally:
+        if aside.exists():
+            remove(aside)
 
 
 def _write(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, dict[str, int]]:

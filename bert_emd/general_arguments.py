@@ -17,9 +17,12 @@ from bert_emd.starts import Shape
 from bert_finetune.arguments import RunOptions
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
+from bert_finetune.hub import CONFIG
 from bert_finetune.processes import is_main_process
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from bert_finetune.run_arguments import RunArguments
 
 # TinyBERT's, with its sums for our means: over the pairs of `uniform`, as many as there are student layers, a sum is
@@ -34,7 +37,7 @@ _TINYBERT = {
     "short_seq_prob": 0.1,
 }
 RECIPES = {"recommended": {"learning_rate": 3e-4}, "tinybert": _TINYBERT}
-# Of both: sequences a step, with as many parts of a step as that takes.
+# Of both: about so many sequences a step, with as many parts of a step as come nearest.
 _STEP = 256
 # Whatever the recipe: an evaluation, and a checkpoint, after each twentieth of the run.
 _ALWAYS = {"do_train": True, "eval_steps": 0.05, "train_sampling_strategy": "random"}
@@ -94,7 +97,8 @@ class GeneralArguments(LayerArguments):
     )
     recipe: Literal[tuple(RECIPES)] = HfArg(
         default="recommended",
-        help="Set of defaults: recommended, or tinybert, TinyBERT's published one. Both have 256 sequences a step.",
+        help="Set of defaults: recommended, or tinybert, TinyBERT's published one. Both have about 256 "
+        "sequences a step.",
     )
 
     @property
@@ -105,6 +109,14 @@ class GeneralArguments(LayerArguments):
         return (layers, Shape(width, ffn)) if found else None
 
     @property
+    def named_config(self) -> "PreTrainedConfig":
+        """The configuration of the model that `student_config` names."""
+        from bert_finetune.checkpoints import load_config
+
+        file = Path(self.student_config)
+        return load_config(str(file.parent) if file.name == CONFIG else self.student_config, "--student_config")
+
+    @property
     def student_layer_count(self) -> int:
         """How many layers the student will have."""
         from bert_emd.student import parse_student_layers
@@ -113,7 +125,7 @@ class GeneralArguments(LayerArguments):
         if self.student_size:
             return self.student_size[0]
         if self.student_config:
-            return load_config(self.student_config, "--student_config").num_hidden_layers
+            return self.named_config.num_hidden_layers
         teacher = load_config(self.teacher_model, "--teacher_model")
         return len(parse_student_layers(self.student_layers, teacher.num_hidden_layers, self.start.layers))
 
@@ -123,8 +135,8 @@ def read_options(argv: list[str] | None, description: str) -> tuple[GeneralArgum
     parser = Parser(GeneralArguments, description=description, found=_FOUND)
     options, run = parser.look(argv)
     check_sources(options, run)
-    step = run.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
-    defaults = RECIPES[options.recipe] | {"gradient_accumulation_steps": max(1, _STEP // max(1, step))}
+    part = max(1, run.per_device_train_batch_size) * int(os.environ.get("WORLD_SIZE", 1))
+    defaults = RECIPES[options.recipe] | {"gradient_accumulation_steps": max(1, round(_STEP / part))}
     if options.recipe == "tinybert":
         defaults["theta"] = float(options.student_layer_count)
     elif not run.fp16:
@@ -141,6 +153,7 @@ def read_options(argv: list[str] | None, description: str) -> tuple[GeneralArgum
         values = vars(options) | vars(args)
         chosen = " ".join(f"--{name} {values[name]}" for name in defaults)
         print(f"recipe {options.recipe}, with what the command line gives: {chosen}")
+        print(f"{part * args.gradient_accumulation_steps} sequences a step")
     return options, args
 
 

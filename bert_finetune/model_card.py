@@ -36,21 +36,7 @@ def write_model_card(
     the figures of what is saved. conditions: how times were taken. picture: file name of the flow between the layers of
     both. The command, seed and versions come from the run's args.json.
     """
-    folder = Path(folder)
-    path = folder / "README.md"
-    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        print(f"{path}: not written by a run, and left as it is; no model card")
-        return
-    run = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    model = models[-1].model
-    source = model.config.name_or_path
-    text = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
-    if source and not Path(source).exists():
-        text.append(f"base_model: {source}")
-    # A comment, since the hub checks that a licence is one it knows.
-    text += ["# license: yours to fill in; those of the base model and of the training data apply", "---"]
-    text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {_subject(task)}", ""]
-    text += [origin, "", *_table(models), "", conditions, ""]
+    text = [origin, "", *_table(models), "", conditions, ""]
     if picture:
         text += [f"![Average flow between student and teacher layers]({picture})", ""]
         text += ["The share, in per cent, of all weight that moved between each student and teacher layer.", ""]
@@ -59,6 +45,29 @@ def write_model_card(
     example = '{"text": "...", "text_pair": "..."}' if len(task.columns) > 1 else '"..."'
     text += [f"classify({example})", "```", ""]
     text += [task.kind.use, ""] if task.kind.use else []
+    _write(Path(folder), models[-1].model, "text-classification", _subject(task), text)
+
+
+def write_encoder_card(folder: str | Path, origin: str, model: PreTrainedModel) -> None:
+    """The same for a student that has learnt no task yet."""
+    use = f'python bert_emd/emd_task_distill.py --student_model "{for_others(folder)}" --teacher_model ...'
+    text = [origin, "", "## Use", "", "Distil a teacher of your task into it:", "", "```", use, "```", ""]
+    _write(Path(folder), model, "feature-extraction", "distillation, without a task yet", text)
+
+
+def _write(folder: Path, model: PreTrainedModel, pipeline: str, purpose: str, body: list[str]) -> None:
+    path = folder / "README.md"
+    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        print(f"{path}: not written by a run, and left as it is; no model card")
+        return
+    run = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    source = model.config.name_or_path
+    text = ["---", "library_name: transformers", f"pipeline_tag: {pipeline}"]
+    if source and not Path(source).exists():
+        text.append(f"base_model: {source}")
+    # A comment, since the hub checks that a licence is one it knows.
+    text += ["# license: yours to fill in; those of the base model and of the training data apply", "---"]
+    text += ["", f"# {model.config.num_hidden_layers}-layer {model.config.model_type} for {purpose}", "", *body]
     text += [_HOW, "", "```", command_for_others(run["command"]), "```", "", f"Seed {run['seed']}."]
     text += [
         "Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + ".",
@@ -73,7 +82,8 @@ def name_in_card(folder: Path, name: str) -> None:
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if _MARK in text:
-        write_atomically(path, re.sub(r'(pipeline\("text-classification", model=)"[^"]*"', rf'\1"{name}"', text))
+        place = r'(pipeline\("text-classification", model=|emd_task_distill.py --student_model )"[^"]*"'
+        write_atomically(path, re.sub(place, rf'\1"{name}"', text))
 
 
 def put_section(folder: Path, title: str, lines: list[str]) -> bool:

@@ -37,6 +37,9 @@ def with_probabilities(predictions: str) -> str:
 _SUBMISSIONS = ("predictions.tsv", *(name for task in TASKS.values() for name in task.submission.values()))
 _PREDICTIONS = (*_SUBMISSIONS, *map(with_probabilities, _SUBMISSIONS))
 
+# What a general distillation reads, until it has finished.
+PACKED_CORPUS = ".packed-corpus"
+
 # What a killed run was about to save, or to remove.
 _UNFINISHED = (".saving-*", ".removing-*")
 # What a run writes, beside its checkpoints, and --overwrite_output_dir takes away, with the exports of its model.
@@ -61,7 +64,7 @@ _RUN_FILES = (
     "layer_weights.csv",
     "flows.npz",
     "teacher_cache",
-    "corpus",
+    PACKED_CORPUS,
     *(f"{name}.{kind}" for name in ("flow", "flow_over_training", "layer_weights") for kind in ("png", "svg")),
     *_PREDICTIONS,
 )
@@ -72,7 +75,7 @@ _KEPT_HERE = (
     "runs",
     *_UNFINISHED,
     "teacher_cache",
-    "corpus",
+    PACKED_CORPUS,
     "dev_predictions.npz",
     "test_predictions.npz",
     *_PREDICTIONS,
@@ -115,11 +118,12 @@ def output_folder(args: TrainingArguments, experiment: dict) -> Iterator[str | N
         if fault := fault_of(checkpoint):
             raise InputError(f"--resume_from_checkpoint {checkpoint}: {fault}")
         check_same_experiment(checkpoint, experiment)
-    # With several processes the first tidies up, and the others then find nothing left to do.
+    # With several processes the first tidies up; it may be writing here again when the others come.
     with args.main_process_first(local=False):
         try:
-            _remove(path for pattern in _UNFINISHED for path in folder.glob(pattern))
-            if resume is None and args.overwrite_output_dir:
+            if args.process_index == 0:
+                _remove(path for pattern in _UNFINISHED for path in folder.glob(pattern))
+            if args.process_index == 0 and resume is None and args.overwrite_output_dir:
                 _set_aside(folder)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

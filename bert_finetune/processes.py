@@ -1,10 +1,13 @@
 """What processes that torchrun or accelerate launched together share."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+_T = TypeVar("_T")
 
 
 def is_main_process() -> bool:
@@ -21,6 +24,17 @@ def mean_over_processes(values: "torch.Tensor") -> "torch.Tensor":
     values = values.clone()
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()
+
+
+def found_by_first(find: Callable[[], _T]) -> _T:
+    """What the first of several processes finds, for all of them; the others wait for it."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return find()
+    found = [find() if is_main_process() else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def leave_group() -> None:

@@ -41,10 +41,10 @@ def open_repository(args: RunArguments, model: str | None) -> None:
     args.hub_model_id = name
 
 
-def push(args: RunArguments) -> None:
+def push(args: RunArguments, again: str = "--do_eval --push_to_hub of that folder sends it") -> None:
     """With `--push_to_hub`, send the output folder's model with its card and figures, in one commit, and `args.json`
-    without what is private to this machine. Raises InputError where the hub does not take it; the folder stays as it
-    is."""
+    without what is private to this machine. Raises InputError where the hub does not take it, with what to do `again`;
+    the folder stays as it is."""
     if not args.push_to_hub or args.process_index != 0:
         return
     folder = Path(args.output_dir)
@@ -58,6 +58,5 @@ def push(args: RunArguments) -> None:
             args.hub_model_id, files.values(), commit_message="A finished run", revision=args.hub_revision
         )
     except HUB_FAILURES as error:
-        again = f"the model is in {folder}, and --do_eval --push_to_hub of that folder sends it"
-        raise InputError(f"--push_to_hub: {push_reason(error)}; {again}") from error
+        raise InputError(f"--push_to_hub: {push_reason(error)}; the model is in {folder}, and {again}") from error
     print(f"sent to {sent.commit_url}")

@@ -118,9 +118,11 @@ def test_load_of_a_server(tmp_path, tokenizer, exits_with_2):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_speed_of_augmentation(tmp_path, pretrained, exits_with_2, monkeypatch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_speed_of_augmentation(bf16, tmp_path, pretrained, exits_with_2, monkeypatch):
     shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 24}
     monkeypatch.setattr(augmentation, "SHAPES", {"1 x 24": shape})
+    monkeypatch.setattr(augmentation, "has_bf16", lambda use_cpu: bf16)
     (tmp_path / "sentences.txt").write_text(
         "".join(f"{k}\t1.5\tA good film {k} and the dull song .\n" for k in range(9))
     )
@@ -130,6 +132,9 @@ def test_speed_of_augmentation(tmp_path, pretrained, exits_with_2, monkeypatch):
     augmentation.main([*command, "--sentences", "8"])
     found = json.loads((tmp_path / "augmentation.json").read_text())
     row = found["models"]["1 x 24"]
-    assert row["ours"] > 0 < row["a pass a word"] and row["ratio"] > 1
-    assert f"| 1 x 24 | {row['a pass a word']:.2f} | {row['ours']:.1f} |" in (tmp_path / "augmentation.md").read_text()
+    ways = ["a pass a word, float32", *(["a pass a word, bfloat16"] if bf16 else [])]
+    assert list(row) == [*ways, "ours", *(f"times as fast as {way}" for way in ways)]
+    assert all(row[way] > 0 for way in ways) and all(row[f"times as fast as {way}"] > 1 for way in ways)
+    figures = " | ".join(f"{value:.3g}" for value in row.values())
+    assert f"\n| 1 x 24 | {figures} |\n" in (tmp_path / "augmentation.md").read_text()
     assert "no more than --sentences" in exits_with_2(augmentation.main, *command, "--sentences", "1")

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,12 +11,13 @@ import warm
 from conftest import ROOT, save_bert
 from datasets import Dataset
 from safetensors.torch import load_file
-from test_corpus import write_corpus
+from test_corpus import kept as kept_in
+from test_corpus import pack, write_corpus
 from test_run_checkpoints import stopped
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
 from bert_emd.attention_scores import expose_attention
-from bert_emd.corpus import Corpus, pack
+from bert_emd.corpus import Corpus
 from bert_emd.emd_task_distill import main as distil_for_task
 from bert_emd.general_distill import main
 from bert_finetune.samplers import Shuffled
@@ -68,6 +67,7 @@ def test_outputs(corpus, pretrained, tmp_path, capsys):
     printed = capsys.readouterr().out
     found = results(out)
     assert "recipe recommended" in printed and "--bf16 False" in printed and "corpus: train: " in printed
+    assert "\n8 sequences a step\n" in printed
     lines = [line for line in printed.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["4/8", "8/8"]
     assert all(" tokens/s, 0:00:" in line and line.endswith(" left") for line in lines)
@@ -83,7 +83,10 @@ def test_outputs(corpus, pretrained, tmp_path, capsys):
     with open(out / "layer_weights.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
     assert json.loads((out / "args.json").read_text())["options"]["student_config"] == "2x12"
-    assert not (out / "corpus").exists()
+    assert not (out / ".packed-corpus").exists()
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: feature-extraction" in card and "\n# 2-layer bert for distillation, without a task" in card
+    assert f"from the layers of `{pretrained.name}`." in card and '--student_model "out" --teacher_model' in card
     model, info = AutoModel.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())
     assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.intermediate_size) == (2, 12, 24)
@@ -135,6 +138,39 @@ def test_the_best_student_comes_with_its_own_projections(corpus, pretrained, tmp
         assert torch.equal(maps[f"fit_denses.{k}.weight"], saved[f"projections.{k}.weight"])
 
 
+@training
+def test_figures_come_after_the_maps(whole, corpus, pretrained, tmp_path, monkeypatch):
+    """Of a run that is interrupted in between neither those of an earlier one stand beside its model."""
+
+    def interrupt(*written):
+        raise KeyboardInterrupt
+
+    out = shutil.copytree(whole, tmp_path / "out")
+    (out / "projections.safetensors").write_text("of an earlier run")
+    monkeypatch.setattr("bert_emd.general_distillation.write_run", interrupt)
+    with pytest.raises(SystemExit):
+        run(*command(corpus, pretrained, out, "--save_total_limit", 5, "--resume_from_checkpoint"))
+    name = "projections.safetensors"
+    assert (out / name).read_bytes() == (whole / name).read_bytes() and not list(out.glob("eval_results*"))
+
+
+@training
+def test_a_push_that_fails_says_what_to_do(whole, corpus, pretrained, tmp_path, exits_with_2, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("the hub is away")
+
+    def named(args, model):
+        args.hub_model_id = "me/small"
+
+    monkeypatch.setattr("bert_finetune.push.create_commit", refuse)
+    monkeypatch.setattr("bert_emd.general_distillation.open_repository", named)
+    out = stopped(whole, tmp_path / "out", 8)
+    words = command(corpus, pretrained, out, "--save_total_limit", 5, "--resume_from_checkpoint")
+    line = exits_with_2(main, *words, "--push_to_hub", "--hub_model_id", "small")
+    assert f"the model is in {out}, and `hf upload me/small {out} . --exclude 'checkpoint-*'" in line
+    assert '--student_model "me/small" ' in (out / "README.md").read_text()
+
+
 # Students
 
 
@@ -182,10 +218,10 @@ def test_a_teacher_of_another_architecture_and_without_a_pooler(corpus, pretrain
 
 
 @training
-def test_tinybert(corpus, pretrained, tmp_path, capsys):
+def test_tinybert(corpus, pretrained, small_student, tmp_path, capsys):
     """Its loss, by hand: the sum over pairs of layers, and over hidden states with the embedding output."""
-    out = tmp_path / "out"
-    words = command(corpus, pretrained, out, "--recipe", "tinybert", "--eval_batch_size", 1000)
+    out, student = tmp_path / "out", ("--student_config", small_student / "config.json")
+    words = command(corpus, pretrained, out, "--recipe", "tinybert", "--eval_batch_size", 1000, student=student)
     words[words.index("--learning_rate") : words.index("--learning_rate") + 2] = ["--max_grad_norm", 1.0]
     run(*words)
     printed, found = capsys.readouterr().out, results(out)
@@ -213,8 +249,10 @@ def test_tinybert(corpus, pretrained, tmp_path, capsys):
     assert found["eval_loss"] == pytest.approx(total.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("batch", "processes", "parts"), [(32, 1, 8), (64, 1, 4), (32, 4, 2), (512, 1, 1)])
-def test_a_step_has_256_sequences(batch, processes, parts, monkeypatch):
+@pytest.mark.parametrize(
+    ("batch", "processes", "parts"), [(32, 1, 8), (64, 1, 4), (32, 4, 2), (512, 1, 1), (48, 1, 5), (96, 1, 3)]
+)
+def test_a_step_has_about_256_sequences(batch, processes, parts, monkeypatch):
     from bert_emd.general_arguments import read_options
 
     monkeypatch.setenv("WORLD_SIZE", str(processes))
@@ -267,9 +305,13 @@ def kept(out):
 @training
 @pytest.mark.parametrize("more", [[], ["--overwrite_output_dir"]], ids=["resumed", "again"])
 def test_resumed_bit_for_bit(more, whole, corpus, pretrained, tmp_path):
+    """And a folder of the user's own stays."""
     out = stopped(whole, tmp_path / "out", 4)
+    (out / "corpus").mkdir()
+    (out / "corpus/text.txt").write_text("mine")
     run(*command(corpus, pretrained, out, "--save_total_limit", 5, *(more or ["--resume_from_checkpoint"])))
     assert kept(out) == kept(whole)
+    assert (out / "corpus/text.txt").read_text() == "mine"
 
 
 @training
@@ -300,17 +342,20 @@ def test_two_processes_equal_one(corpus, pretrained, tmp_path):
     """With the same sequences in a step, and in an evaluation's batch, both with fewer at the end."""
     sizes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "hidden_size": 12, "num_hidden_layers": 2}
     student, outs = save_bert(tmp_path / "student", None, intermediate_size=24, **sizes), []
-    for processes in (1, 2):
-        outs.append(tmp_path / f"of-{processes}")
-        words = command(corpus, pretrained, outs[-1], student=("--student_config", student))
+    for processes in (2, 1):
+        outs.insert(0, tmp_path / f"of-{processes}")
+        words = command(corpus, pretrained, outs[0], student=("--student_config", student))
         words += ["--train_batch_size", 8 // processes, "--eval_batch_size", 6 // processes, "--max_steps", -1]
-        words += ["--num_train_epochs", 2]
-        started = (
-            [warm.start(SCRIPT, *words)] if processes == 1 else warm.start_pair(SCRIPT, *words, "--ddp_backend", "gloo")
-        )
-        for process in started:
-            error = process.communicate(timeout=300)[1]
-            assert process.returncode == 0, error[-3000:]
+        words += ["--num_train_epochs", 2, "--overwrite_output_dir"]
+        if processes == 2:
+            pair, printed = warm.start_pair(SCRIPT, *words, "--ddp_backend", "gloo"), ""
+        else:
+            run(*words)
+    for process in pair:
+        said, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-3000:]
+        printed += said
+    assert printed.count("saved in ") == 1
     one, two = (load_file(out / "model.safetensors") | load_file(out / "projections.safetensors") for out in outs)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
@@ -330,7 +375,7 @@ def test_the_dev_loss_does_not_depend_on_other_rows_order_or_dropout(whole, corp
         run(*command(corpus, pretrained, tmp_path / name, "--max_steps", 1, "--eval_steps", 1, *cache))
         losses.append(results(tmp_path / name)["start_eval_loss"])
     assert losses[0] == losses[1] == results(whole)["start_eval_loss"]
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(kept_in(tmp_path / "cache")) == 1
 
 
 # What cannot be used
@@ -352,7 +397,9 @@ def test_the_dev_loss_does_not_depend_on_other_rows_order_or_dropout(whole, corp
         (["--student_config", "2x13"], "--student_config 2x13: --student_width 13: 3 attention heads do not divide it"),
         (["--student_config", "./gone"], "--student_config ./gone: no such folder"),
         (["--student_config", "{other_heads}"], "the student has 2 attention heads and the teacher 3"),
-        (["--student_config", "{few_words}"], "has 20 tokens, and the teacher's tokenizer 54"),
+        (["--student_config", "{few_words}"], "has a vocab_size of 20, and the teacher's tokenizer needs 54"),
+        (["--student_config", "{one_type}"], "has a type_vocab_size of 1, and the teacher's tokenizer needs 2"),
+        (["--teacher_model", "{one_type}"], "its tokenizer numbers the texts of a pair, and the model knows one text"),
         (["--dev_share", 1], "--dev_share 1.0: must be from 0 to below 1"),
         (["--short_seq_prob", -0.1], "--short_seq_prob -0.1: must be from 0 to below 1"),
         (["--do_predict"], "--do_predict: there is no task here yet; leave it out"),
@@ -369,6 +416,7 @@ def test_the_dev_loss_does_not_depend_on_other_rows_order_or_dropout(whole, corp
         (["--neftune_noise_alpha", 5], "--neftune_noise_alpha: is not supported in distillation"),
         (["--corpus_cache_dir", "{file}"], "is a file, not a folder"),
         (["--corpus", "{file}"], "holds one document only, and none can be held out"),
+        (["--corpus", "{models}/*"], "no file has such a name, only folders"),
         (["--dev_share", 0.999999], "no text is left to train on; give another --dev_share"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
@@ -383,8 +431,11 @@ def test_bad_input(change, said, corpus, pretrained, tmp_path, exits_with_2):
     models = {
         "other_heads": save_bert(tmp_path / "heads", None, num_attention_heads=2, **sizes),
         "few_words": save_bert(tmp_path / "words", None, vocab_size=20, **sizes),
+        "one_type": save_bert(tmp_path / "types", None, type_vocab_size=1, **sizes),
     }
     words = command(corpus, pretrained, out, "--overwrite_output_dir")
+    models["models"] = tmp_path / "folders"
+    (tmp_path / "folders/empty").mkdir(parents=True)
     name, *values = [word.format(file=file, **models) if isinstance(word, str) else word for word in change]
     if name in words and values:
         position = words.index(name)
@@ -395,6 +446,17 @@ def test_bad_input(change, said, corpus, pretrained, tmp_path, exits_with_2):
     assert said in exits_with_2(main, *words)
     assert [path.name for path in out.iterdir()] == ["model.safetensors"]
     assert (out / "model.safetensors").read_text() == "of a finished run"
+
+
+@pytest.mark.parametrize("option", ["--corpus", "--dataset_name"])
+def test_a_corpus_in_the_output_folder_stays(option, corpus, pretrained, tmp_path, exits_with_2):
+    text = tmp_path / "out/corpus/text.txt"
+    text.parent.mkdir(parents=True)
+    shutil.copy(corpus, text)
+    words = command(text, pretrained, tmp_path / "out", "--overwrite_output_dir")
+    words[:2] = [option, text.parent]
+    assert f"{text.parent}" in (line := exits_with_2(main, *words)) and "is also read from" in line
+    assert text.read_bytes() == corpus.read_bytes()
 
 
 def test_a_damaged_encoder_is_no_teacher(corpus, pretrained, tmp_path, exits_with_2):
@@ -414,13 +476,3 @@ def test_a_run_that_diverges_stops(corpus, pretrained, tmp_path, exits_with_2):
         main, *command(corpus, pretrained, tmp_path / "out", "--learning_rate", 1e30, "--warmup_steps", 0)
     )
     assert "nothing was saved after it" in line and not (tmp_path / "out" / "model.safetensors").exists()
-
-
-@pytest.mark.slow
-@training
-def test_torchrun(corpus, pretrained, tmp_path):
-    words = [*command(corpus, pretrained, tmp_path / "out", "--ddp_backend", "gloo"), "--train_batch_size", 4]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT, *words]
-    done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("saved in ") == 1

@@ -12,6 +12,7 @@ from conftest import ROOT
 from bert_emd.layer_outputs import LayerOutputs
 from bert_emd.layer_transport import LayerTransport
 from bert_emd.objectives import LayerCosts, Objective
+from bert_finetune.processes import found_by_first
 from bert_finetune.task_kinds import Classification
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("warm")]
@@ -51,15 +52,17 @@ def steps(rows: slice) -> tuple[list[float], list, dict]:
 
 def one_of_two(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(steps(slice(2 * rank, 2 * rank + 2)), folder / f"of-rank-{rank}")
+    found = found_by_first(lambda: {"found by": rank})
+    torch.save([*steps(slice(2 * rank, 2 * rank + 2)), found], folder / f"of-rank-{rank}")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
-    processes = [warm.start(__file__, rank, tmp_path) for rank in (0, 1)]
+    processes = [warm.start(__file__, rank, tmp_path, RANK=str(rank)) for rank in (0, 1)]
     for process in processes:
         assert process.wait(120) == 0, process.communicate()[1]
     halves = [torch.load(tmp_path / f"of-rank-{rank}", weights_only=False) for rank in (0, 1)]
+    assert [found for *_, found in halves] == [found_by_first(lambda: {"found by": 0})] * 2
     losses, flows, state = steps(slice(None))
     for step in range(3):
         # Gradients are averaged over processes, so the mean of their losses must be the whole batch's loss.
