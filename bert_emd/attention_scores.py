@@ -26,7 +26,7 @@ LONGEST_SCORES = 256
 # goes into it has the scale and all that positions add.
 FROM_SOFTMAX = frozenset(
     {
-        "big_bird",  # in full attention
+        "big_bird",  # in full attention, as `attend_fully` has it
         "convbert",  # of its heads of attention; the others are convolutions
         "deberta",  # with the disentangled terms of positions
         "deberta-v2",  # of DeBERTa-v3 too
@@ -37,6 +37,9 @@ FROM_SOFTMAX = frozenset(
         "squeezebert",
     }
 )
+
+# Architectures whose `sliding_window` is what `attention_windows` says; Gemma's, for one, counts a token more.
+_WINDOWED = ("modernbert",)
 
 
 def attention_with_scores(
@@ -142,19 +145,11 @@ def expose_attention(model: PreTrainedModel, option: str, max_seq_length: int) -
     `option`, for an architecture whose scores are not to be had, or do not all exist.
     """
     config, name = model.config, type(model).__name__
-    if any(getattr(module, "is_causal", False) for module in model.modules()):
+    if not _sees_ahead(model):
         raise InputError(
             f"{option}: {name} is a decoder, in which tokens see only what stands before them: half of the attention "
             "scores do not exist; use --use_att False"
         )
-    if config.model_type == "big_bird" and config.attention_type == "block_sparse":
-        # transformers attends fully to all that is no longer than this.
-        longest = (5 + 2 * config.num_random_blocks) * config.block_size
-        if max_seq_length > longest:
-            raise InputError(
-                f"{option}: {name} does not look at all pairs of more than {longest} tokens; use --use_att False, "
-                f'--max_seq_length {longest}, or "attention_type": "original_full" in its config.json'
-            )
     if config.model_type in FROM_SOFTMAX:
         return
     if not type(model)._supports_attention_backend:
@@ -162,6 +157,22 @@ def expose_attention(model: PreTrainedModel, option: str, max_seq_length: int) -
             f"{option}: {name} does not hand out its attention scores; use --use_att False, or an architecture of "
             "docs/models.md"
         )
+    windows = attention_windows(config)
+    if windows is not None and config.model_type not in _WINDOWED:
+        raise InputError(
+            f"{option}: in some layers of {name} a token sees only its neighbours, and it is not known here which; use "
+            "--use_att False, or an architecture of docs/models.md"
+        )
     # In sums over products of factors no window can be left out.
-    whole = max_seq_length <= LONGEST_SCORES or attention_windows(config) is not None
+    whole = max_seq_length <= LONGEST_SCORES or windows is not None
     model.set_attn_implementation("scores" if whole else "factors")
+
+
+@torch.no_grad()
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether the state of a text's first token depends on its last one."""
+    training, last = model.training, len(model.get_input_embeddings().weight) - 1
+    ids = torch.tensor([[last, last], [last, last - 1]], device=model.device)
+    states = model.eval().base_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+    model.train(training)
+    return not torch.equal(states[0, 0], states[1, 0])

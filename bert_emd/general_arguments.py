@@ -111,22 +111,22 @@ class GeneralArguments(LayerArguments):
     @property
     def named_config(self) -> "PreTrainedConfig":
         """The configuration of the model that `student_config` names."""
-        from bert_finetune.checkpoints import load_config
+        from bert_finetune.checkpoints import load_encoder_config
 
         file = Path(self.student_config)
-        return load_config(str(file.parent) if file.name == CONFIG else self.student_config, "--student_config")
+        return load_encoder_config(str(file.parent) if file.name == CONFIG else self.student_config, "--student_config")
 
     @property
     def student_layer_count(self) -> int:
         """How many layers the student will have."""
         from bert_emd.student import parse_student_layers
-        from bert_finetune.checkpoints import load_config
+        from bert_finetune.checkpoints import load_encoder_config
 
         if self.student_size:
             return self.student_size[0]
         if self.student_config:
             return self.named_config.num_hidden_layers
-        teacher = load_config(self.teacher_model, "--teacher_model")
+        teacher = load_encoder_config(self.teacher_model, "--teacher_model")
         return len(parse_student_layers(self.student_layers, teacher.num_hidden_layers, self.start.layers))
 
 

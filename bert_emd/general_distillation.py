@@ -16,13 +16,13 @@ from bert_emd.corpus import KINDS, Corpus, pack
 from bert_emd.distillation import Distillation
 from bert_emd.general_arguments import GeneralArguments
 from bert_emd.mappings import evenly_spaced_layers
-from bert_emd.narrow_student import make_student, narrow_config, start_from_teacher
+from bert_emd.narrow_student import make_student, start_from_teacher
 from bert_emd.objectives import LayerCosts, Objective, PublishedCosts
 from bert_emd.starts import STARTS
 from bert_emd.student import make_projections, parse_student_layers, save_projections
 from bert_emd.task_distillation import make_mapping, write_layers
 from bert_emd.trainer import TeacherTrainer
-from bert_finetune.architectures import check_inputs, check_length
+from bert_finetune.architectures import attend_fully, check_inputs, check_length
 from bert_finetune.checkpoints import load_encoder, load_tokenizer
 from bert_finetune.digests import weights_digest
 from bert_finetune.errors import InputError
@@ -182,12 +182,12 @@ def load_student(
         count, shape = options.student_size
         layers = evenly_spaced_layers(count, teacher.config.num_hidden_layers)
         try:
-            config = narrow_config(teacher.config, layers, shape, STARTS["random"])
+            student = make_student(teacher, layers, shape, STARTS["random"])
         except InputError as error:
             raise InputError(f"--student_config {options.student_config}: {error}") from error
-        student = AutoModel.from_config(config)
     else:
         config = options.named_config
+        attend_fully(config, options.student_config)
         types = 1 + max(tokenizer("a", "a").get("token_type_ids", [0]))
         for name, needed in (("vocab_size", len(tokenizer)), ("type_vocab_size", types)):
             if (size := getattr(config, name, None) or needed) < needed:

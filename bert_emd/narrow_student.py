@@ -5,6 +5,7 @@ k principal directions of its hidden states on the training text. The student (w
 the teacher's width start at B, so that the layer losses begin near the energy that B leaves out.
 """
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -80,6 +81,8 @@ def narrow_config(teacher: PreTrainedConfig, layers: list[int], shape: Shape, st
             setattr(config, name, width)
     if vars(config).get("head_dim"):
         config.head_dim = width // heads
+    if groups := vars(config).get("num_key_value_heads"):  # as many of them for each head, as near as they divide
+        config.num_key_value_heads = math.gcd(heads, max(1, groups * heads // teacher.num_attention_heads))
     config.hidden_size, config.num_attention_heads = width, heads
     setattr(config, ffn_name, ffn)
     return config
@@ -105,10 +108,14 @@ def make_student(teacher: PreTrainedModel, layers: list[int], shape: Shape, star
         _check_parts(teacher)
     try:
         student = type(teacher)(config)
+        with torch.no_grad():  # rotary positions, for one, want an even head size, and say so only here
+            student.eval().base_model(input_ids=torch.zeros(1, 1, dtype=torch.long))
     except Exception as error:  # nothing of ours runs in there
         raise InputError(
-            f"--student_width: {type(teacher).__name__} cannot be made {config.hidden_size} wide: {error}"
+            f"--student_width: {type(teacher).__name__} cannot be made {config.hidden_size} wide with "
+            f"{config.num_attention_heads} heads: {' '.join(str(error).split())}"
         ) from error
+    student.train()
     if start.embeddings:
         _check_shapes(student, teacher, start)
     return student
@@ -199,6 +206,7 @@ def _run(
             real = batch["attention_mask"].bool()
 
             def rows(x: torch.Tensor, real: torch.Tensor = real) -> torch.Tensor:
+                x = x[0] if isinstance(x, tuple) else x  # I-BERT's modules give their scale, too
                 # Longformer pads its sequences further.
                 return (x[:, : real.shape[1]][real] if x.dim() == 3 else x).double().cpu()
 
@@ -271,10 +279,16 @@ def _narrow(ours: nn.Module, theirs: nn.Module, basis: torch.Tensor) -> None:
     """A module's own parameters. Of a layer norm's gain g it is the diagonal of Bᵀ diag(g) B."""
     for name, parameter in ours.named_parameters(recurse=False):
         value = getattr(theirs, name)
-        if name == "weight" and isinstance(ours, nn.LayerNorm) and parameter.shape != value.shape:
+        if name == "weight" and _is_norm(ours) and parameter.shape != value.shape:
             parameter.copy_(basis.square().T @ value.double().cpu())
         else:
             parameter.copy_(_reduced(value, parameter.shape, basis))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module has a gain for each element: architectures have layer norms of their own beside PyTorch's."""
+    weight = getattr(module, "weight", None)
+    return torch.is_tensor(weight) and weight.dim() == 1
 
 
 def _match_norms(
@@ -290,18 +304,14 @@ def _match_norms(
     A layer norm divides by the deviation over its elements, and of fewer elements, and without the energy that is left
     out, that is another one than the teacher's.
     """
-    norms = {
-        ours: theirs
-        for ours, theirs in pairs
-        if isinstance(ours, nn.LayerNorm) and ours.weight.shape != theirs.weight.shape
-    }
+    norms = {ours: theirs for ours, theirs in pairs if _is_norm(ours) and ours.weight.shape != theirs.weight.shape}
     wanted = _means_and_deviations(teacher, batches, list(norms.values()), basis)
     for ours, theirs in norms.items():
         mean, deviation = _means_and_deviations(student, batches, [ours])[ours]
         wanted_mean, wanted_deviation = wanted[theirs]
         scale = wanted_deviation / deviation.clamp(min=1e-12)
         ours.weight.copy_(ours.weight.cpu() * scale)
-        if ours.bias is not None:
+        if getattr(ours, "bias", None) is not None:
             ours.bias.copy_((ours.bias.cpu() - mean) * scale + wanted_mean)
 
 
@@ -342,13 +352,13 @@ def _outside_layers(
     student: PreTrainedModel, teacher: PreTrainedModel, start: Start
 ) -> list[tuple[nn.Module, nn.Module]]:
     """The student's and the teacher's modules outside their layers, as far as `start` takes them."""
-    ours, within = dict(student.named_modules()), set()
+    ours, within, pieces = dict(student.named_modules()), set(), teacher.get_input_embeddings()
     if start.layers:
         within = set(layer_stack(teacher)[1].modules())
     return [
         (ours[name], module)
         for name, module in teacher.named_modules()
-        if module not in within and (start.layers or "embedding" in name)
+        if module not in within and (start.layers or "embedding" in name or module is pieces)
     ]
 
 

@@ -38,6 +38,16 @@ def check_architecture(config: PreTrainedConfig, what: str) -> None:
         raise InputError(f"{what}: a {kind} has an encoder and a decoder; use a model that is one of the two")
     if kind in _UNFIT:
         raise InputError(f"{what}: a {kind} {_UNFIT[kind]}; use another architecture, such as BERT")
+    if config.get_text_config() is not config:
+        raise InputError(f"{what}: a {kind} reads more than text; use another architecture, such as BERT")
+
+
+def attend_fully(config: PreTrainedConfig, name: str) -> None:
+    """Have a BigBird attend to all pairs of tokens, and print that. Of itself it does so for good from its first short
+    batch on, so that what it computes would depend on the order of batches."""
+    if config.model_type == "big_bird" and config.attention_type == "block_sparse":
+        config.attention_type = "original_full"
+        print(f"{name}: attends to all pairs of tokens, not to blocks of them")
 
 
 def check_classifier(config: PreTrainedConfig, what: str, fine_tuned: bool) -> None:
@@ -73,9 +83,9 @@ def check_length(model: PreTrainedModel, max_seq_length: int) -> None:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
     """Raise InputError where a tokenizer has pieces that the model has no embedding for."""
-    embeddings, pieces = model.get_input_embeddings().num_embeddings, 1 + max(tokenizer.get_vocab().values())
+    embeddings, pieces = len(model.get_input_embeddings().weight), 1 + max(tokenizer.get_vocab().values())
     if pieces > embeddings:
-        raise InputError(f"{what}: its tokenizer has {pieces} pieces, and the model embeddings for {embeddings}")
+        raise InputError(f"{what}: the tokenizer has {pieces} pieces, and the model embeddings for {embeddings}")
 
 
 def check_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str, pair: bool) -> None:
@@ -86,7 +96,7 @@ def check_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wha
     check_vocabulary(model, tokenizer, what)
     if tokenizer.pad_token is None:
         raise InputError(
-            f"{what}: its tokenizer has no padding; give it one (tokenizer.pad_token = tokenizer.eos_token) and save it"
+            f"{what}: the tokenizer has no padding; give it one (tokenizer.pad_token = tokenizer.eos_token) and save it"
         )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -94,6 +104,6 @@ def check_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wha
     known = getattr(model.config, "type_vocab_size", None) or segments
     if segments > known:
         raise InputError(
-            f"{what}: its tokenizer numbers the texts of a pair, and the model knows one text only; give it a "
+            f"{what}: the tokenizer numbers the texts of a pair, and the model knows one text only; give it a "
             "tokenizer without token_type_ids"
         )

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from bert_finetune.architectures import check_architecture, check_classifier
+from bert_finetune.architectures import attend_fully, check_architecture, check_classifier
 from bert_finetune.errors import InputError, loading_reason, reading, writing
 from bert_finetune.files import flush, rename
 from bert_finetune.glue import Task
@@ -67,6 +67,14 @@ def load_classifier_config(name_or_path: str, option: str, fine_tuned: bool = Fa
     one that cannot."""
     config = load_config(name_or_path, option)
     check_classifier(config, f"{option} {name_or_path}", fine_tuned)
+    return config
+
+
+def load_encoder_config(name_or_path: str, option: str) -> PreTrainedConfig:
+    """The configuration of a model that is to give hidden states of a text's tokens. Raises InputError for one that
+    cannot."""
+    config = load_config(name_or_path, option)
+    check_architecture(config, f"{option} {name_or_path}")
     return config
 
 
@@ -205,8 +213,7 @@ def load_encoder(name_or_path: str, option: str) -> PreTrainedModel:
 
     Raises InputError, naming `option`, for a model that cannot be loaded, or whose encoder is not whole.
     """
-    config, what = load_config(name_or_path, option), f"{option} {name_or_path}"
-    check_architecture(config, what)
+    config, what = load_encoder_config(name_or_path, option), f"{option} {name_or_path}"
     model, info = _load_weights(AutoModel, name_or_path, config, option)
     _check_encoder(model, info, what)
     check_finite(dict(model.named_parameters()), what)
@@ -235,6 +242,7 @@ def _load_weights(kind: type, name_or_path: str, config: PreTrainedConfig, optio
     Where one prefix before all names of weights explains why the encoder is not found, it is left out, which is
     printed.
     """
+    attend_fully(config, name_or_path)
     settings = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     with _silently():
         model, info = _from_pretrained(kind, name_or_path, option, **settings)

@@ -266,24 +266,33 @@ class Plan:
         """Raise InputError where data or models that the plan names are not there."""
         for task in self.tasks:
             self.tables(task)
-        models = {}
+        models = []
         for task in self.tasks:
             if self.teacher_folder:
-                models[self.teacher_folder.replace("{task}", task)] = "[teacher] folder"
+                models.append(("[teacher] folder", self.teacher_folder.replace("{task}", task)))
             else:
-                models[_options(self.teacher, task)["model_name_or_path"]] = "[teacher] model_name_or_path"
+                name = "model_name_or_path"
+                models.append((f"[teacher] {name}", _options(self.teacher, task)[name]))
         for run in self.runs(Path()):
             there = {name: as_text(value) for name, value in run.options.items() if name not in run.place}
             for name in ("student_model", *(("teacher_model", "masked_lm") if run.is_step else ())):
                 if name in there:
-                    models[there[name]] = name
+                    models.append((name, there[name]))
             for name in ("unlabeled_file", "corpus"):
                 if name in there:
                     several(f"{self.path}: {name}", there[name])
-        from bert_finetune.checkpoints import load_config  # which imports torch
+        # Which import torch.
+        from bert_finetune.checkpoints import load_classifier_config, load_config, load_encoder_config
 
-        for model, option in models.items():
-            load_config(model, f"{self.path}: {option}")
+        load = {
+            "[teacher] folder": partial(load_classifier_config, fine_tuned=True),
+            "[teacher] model_name_or_path": load_classifier_config,
+            "student_model": load_classifier_config,
+            "teacher_model": load_encoder_config,  # of general distillation
+            "masked_lm": load_config,
+        }
+        for option, model in dict.fromkeys(models):
+            load[option](model, f"{self.path}: {option}")
 
 
 def _of_task(steps: dict[tuple[str, str], PlannedRun], task: str) -> dict[str, PlannedRun]:

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from conftest import SPECIAL, save_bert
+from datasets import Dataset
 from glue_files import WORDS
 from transformers import (
     CONFIG_MAPPING,
@@ -18,9 +19,9 @@ from transformers import (
 
 from bert_emd.emd_task_distill import main as distil
 from bert_emd.general_distill import main as general_distil
-from bert_emd.narrow_student import make_student
+from bert_emd.narrow_student import make_student, start_from_teacher
 from bert_emd.starts import STARTS, Shape
-from bert_emd.student import layer_stack, student_from_teacher
+from bert_emd.student import layer_stack, make_projections, student_from_teacher
 from bert_finetune.architectures import check_inputs, check_length, check_vocabulary, longest_input
 from bert_finetune.checkpoints import load_classifier, save_weights
 from bert_finetune.errors import InputError
@@ -45,6 +46,12 @@ MORE = {
     "xmod": {"languages": ["en_XX", "de_DE", "fr_FR", "it_IT"], "default_language": "en_XX"},
 }
 
+TEXTS = {"input_ids": [[2, *range(5 + k, 15 + k), 3] for k in range(20)], "attention_mask": [[1] * 12] * 20}
+
+
+def tokenizer_of_words():
+    return BertTokenizer(vocab={word: k for k, word in enumerate(VOCABULARY)})
+
 
 def config_of(kind: str, **changes):
     settings = SIZES | MORE.get(kind, {}) | changes
@@ -63,7 +70,7 @@ def save(folder, kind: str, head=_CLASSIFIER, tokenizer=None, **changes):
     config.label2id = {name: k for k, name in config.id2label.items()}
     torch.manual_seed(0)
     head.from_config(config).save_pretrained(folder)
-    (tokenizer or BertTokenizer(vocab={word: k for k, word in enumerate(VOCABULARY)})).save_pretrained(folder)
+    (tokenizer or tokenizer_of_words()).save_pretrained(folder)
     return folder
 
 
@@ -169,14 +176,36 @@ def test_what_cannot_be_cut_is_refused(kind, changes, layers, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["deberta-v2", "nomic_bert", "modernbert", "albert", "eurobert", "longformer"])
+@pytest.mark.parametrize("kind", "deberta deberta-v2 nomic_bert modernbert albert eurobert longformer ibert".split())
 def test_narrow_students_of_other_architectures(kind):
     teacher = model_of(kind)
-    student = make_student(teacher, [1, 3], Shape(width=8), STARTS["embeddings"]).eval()
-    states = student(**inputs(), output_hidden_states=True).hidden_states
-    assert len(states) == 3 and {state.shape[-1] for state in states} == {8}
+    narrowed(teacher, STARTS["embeddings"])
     with pytest.raises(InputError, match="--student_start layers: does not know how to narrow the layers of"):
         make_student(teacher, [1, 3], Shape(width=8), STARTS["layers"])
+
+
+def narrowed(teacher, start):
+    student = make_student(teacher, [1, 3], Shape(width=8), start)
+    assert student.training
+    projections = make_projections(student, 16)
+    start_from_teacher(student, projections, teacher, [1, 3], start, Dataset.from_dict(TEXTS), tokenizer_of_words())
+    models = student.eval(), teacher.eval()
+    states, theirs = (model(**inputs(), output_hidden_states=True).hidden_states for model in models)
+    assert len(states) == 3 and {state.shape[-1] for state in states} == {8}
+    real = inputs()["attention_mask"].bool()
+    left_out = (projections[0](states[0]) - theirs[0])[real].square().sum() / theirs[0][real].square().sum()
+    assert left_out < 0.5, left_out  # half of the directions of random embeddings; without them it would be 1
+
+
+def test_big_bird_attends_to_all_pairs_from_the_start(tmp_path, capsys):
+    settings = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
+    teacher = save(tmp_path / "big_bird", "big_bird", **settings)
+    model = load_classifier(str(teacher), RTE, "--x", fine_tuned=True)
+    assert capsys.readouterr().out == f"{teacher}: attends to all pairs of tokens, not to blocks of them\n"
+    assert model.config.attention_type == "original_full"
+    states = model(**inputs(30), output_hidden_states=True).hidden_states  # blocks would make 32 of them
+    assert {state.shape[1] for state in states} == {30}
+    narrowed(model, STARTS["layers"])
 
 
 @pytest.mark.parametrize(
@@ -185,6 +214,19 @@ def test_narrow_students_of_other_architectures(kind):
 def test_what_cannot_be_narrowed_is_refused(kind, start, others):
     with pytest.raises(InputError, match=rf"--student_width 8: .* narrow all of .*; use --student_start {others}"):
         make_student(model_of(kind), [1, 3], Shape(width=8), STARTS[start])
+
+
+def test_a_narrow_student_has_fewer_keys_for_its_fewer_heads():
+    eurobert = model_of("eurobert", num_key_value_heads=2)
+    config = make_student(eurobert, [1], Shape(width=8, heads=2), STARTS["random"]).config
+    assert (config.num_attention_heads, config.num_key_value_heads) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", ["eurobert", "gte", "nomic_bert", "modernbert", "roformer"])
+def test_odd_sizes_of_heads_with_rotary_positions_are_refused(kind):
+    with pytest.raises(InputError, match=r"--student_width: .* cannot be made 12 wide with 4 heads: ") as error:
+        make_student(model_of(kind), [1, 3], Shape(width=12), STARTS["random"])
+    assert "\n" not in str(error.value)
 
 
 # Lengths
@@ -224,7 +266,7 @@ def test_pieces_are_counted_by_their_numbers():
     most = 2 * len(VOCABULARY) - 1
     check_vocabulary(model_of("bert", vocab_size=most), tokenizer, "--x")
     with pytest.raises(
-        InputError, match=f"--x: its tokenizer has {most} pieces, and the model embeddings for {most - 1}"
+        InputError, match=f"--x: the tokenizer has {most} pieces, and the model embeddings for {most - 1}"
     ):
         check_vocabulary(model_of("bert", vocab_size=most - 1), tokenizer, "--x")
 
@@ -254,20 +296,21 @@ def _task(tmp_path):
         ("canine", "a canine reads characters"),
         ("funnel", "a funnel shortens its sequences"),
         ("splinter", "transformers has no text classifier of a splinter"),
-        ("clip", "transformers has no text classifier of a clip"),
+        ("clip", "a clip reads more than text"),
+        ("gemma3", "a gemma3 reads more than text"),
     ],
 )
 def test_architectures_are_refused_by_name(kind, said, tmp_path, exits_with_2):
-    model = save(tmp_path / "model", kind, AutoModel if kind in ("splinter", "clip") else _CLASSIFIER)
+    model = save(tmp_path / "model", kind, AutoModel if kind in ("splinter", "clip", "gemma3") else _CLASSIFIER)
     assert f"error: --model_name_or_path {model}: {said}" in exits_with_2(*fine_tuned(model, tmp_path))
     assert f"error: --teacher_model {model}: {said}" in exits_with_2(*distilled(model, tmp_path))
     assert f"error: --student_model {model}: {said}" in exits_with_2(
         distil, "--teacher_model", model, "--student_model", model, *_task(tmp_path)
     )
-    if kind == "t5":
+    if kind in ("t5", "gemma3"):
         line = exits_with_2(
             general_distil, "--teacher_model", model, "--student_layers", 2, "--corpus", model / "config.json",
-            "--output_dir", tmp_path / "out",
+            "--recipe", "tinybert", "--output_dir", tmp_path / "out",
         )  # fmt: skip
         assert f"--teacher_model {model}: {said}" in line
 
@@ -289,13 +332,13 @@ def test_other_models_are_no_teachers(head, said, tmp_path, exits_with_2):
 
 
 def without_padding():
-    tokenizer = BertTokenizer(vocab={word: k for k, word in enumerate(VOCABULARY)})
+    tokenizer = tokenizer_of_words()
     tokenizer.pad_token = None
     return tokenizer
 
 
 def test_a_configuration_is_told_which_piece_is_padding():
-    tokenizer = BertTokenizer(vocab={word: k for k, word in enumerate(VOCABULARY)})
+    tokenizer = tokenizer_of_words()
     model = model_of("gpt2", pad_token_id=None)
     with pytest.raises(ValueError, match="no padding token"):
         model(**inputs())
@@ -306,7 +349,7 @@ def test_a_configuration_is_told_which_piece_is_padding():
 @pytest.mark.parametrize("run", [fine_tuned, distilled])
 def test_a_model_without_padding(run, tmp_path, exits_with_2):
     model = save(tmp_path / "gpt2", "gpt2", tokenizer=without_padding(), pad_token_id=None)
-    assert f"{model}: its tokenizer has no padding; give it one" in exits_with_2(*run(model, tmp_path))
+    assert f"{model}: the tokenizer has no padding; give it one" in exits_with_2(*run(model, tmp_path))
 
 
 @pytest.mark.parametrize("run", [fine_tuned, distilled])
@@ -314,8 +357,8 @@ def test_a_model_without_padding(run, tmp_path, exits_with_2):
     ("kind", "changes", "more", "said"),
     [
         ("camembert", {}, ["--max_seq_length", 40], "--max_seq_length 40: the model has only 39 positions"),
-        ("bert", {"vocab_size": 20}, [], f"its tokenizer has {len(VOCABULARY)} pieces"),
-        ("gte", {"type_vocab_size": 1}, [], "its tokenizer numbers the texts of a pair"),
+        ("bert", {"vocab_size": 20}, [], f"the tokenizer has {len(VOCABULARY)} pieces"),
+        ("gte", {"type_vocab_size": 1}, [], "the tokenizer numbers the texts of a pair"),
     ],
 )
 def test_what_a_model_cannot_read(run, kind, changes, more, said, tmp_path, exits_with_2):
@@ -326,7 +369,7 @@ def test_a_student_s_vocabulary_that_is_too_small(teacher, tmp_path, exits_with_
     student = save_bert(tmp_path / "student", None, vocab_size=20)
     line = exits_with_2(distil, "--teacher_model", teacher, "--student_model", student, *_task(tmp_path))
     assert (
-        f"--student_model {student}: its tokenizer has {len(VOCABULARY)} pieces, and the model embeddings for 20"
+        f"--student_model {student}: the tokenizer has {len(VOCABULARY)} pieces, and the model embeddings for 20"
         in line
     )
 

@@ -231,14 +231,17 @@ def test_gradients_reach_every_layer_that_makes_scores(name):
     model_type, changes, attention_class, _ = MODELS[name]
     model = build(model_type, **changes)
     expose_attention(model, "--student_model", LONGEST_SCORES)
-    first, last = (
-        [module for module in model.modules() if type(module).__name__ == attention_class][layer] for layer in (0, -1)
-    )
     with torch.no_grad():
         assert not layer_outputs(model, ALL, **batch()).attention[-1].requires_grad
-    layer_outputs(model, ALL, **batch()).attention[-1].square().mean().backward()
-    for module in (first, last):
-        assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in module.parameters())
+    modules = [module for module in model.modules() if type(module).__name__ == attention_class]
+    for layer in range(len(modules)):
+        model.zero_grad()
+        layer_outputs(model, ALL, **batch()).attention[layer].square().mean().backward()
+        reached = [
+            any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in module.parameters())
+            for module in modules
+        ]
+        assert reached == [k <= layer for k in range(len(modules))]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "deberta"])
@@ -267,7 +270,9 @@ def test_scores_are_the_same_when_compiled():
         ("gpt2", {}),
         ("llama", {"num_key_value_heads": 2}),
         ("qwen3", {"num_key_value_heads": 1, "head_dim": 4}),
-        ("bert", {"is_decoder": True}),
+        ("doge", {"num_key_value_heads": 2}),
+        *[(name, {"is_decoder": True}) for name in ("bert", "rembert", "roformer", "megatron-bert")],
+        ("big_bird", {"is_decoder": True, "attention_type": "original_full"}),
     ],
 )
 def test_decoders_are_refused(model_type, changes):
@@ -280,14 +285,12 @@ def test_other_attention_is_refused():
         expose_attention(build("longformer", attention_window=4), "--student_model", 128)
 
 
-def test_big_bird_is_refused_where_it_does_not_look_at_all_pairs():
-    model = build("big_bird", attention_type="block_sparse", block_size=4, num_random_blocks=1)
-    expose_attention(model, "--teacher_model", 28)
-    outputs = layer_outputs(model, ALL, **batch())
-    assert [layer.shape for layer in outputs.attention] == [(2, 4, LENGTH, LENGTH)] * 3
-    model = build("big_bird", attention_type="block_sparse", block_size=4, num_random_blocks=1)
-    with pytest.raises(InputError, match="all pairs of more than 28 tokens; use --use_att False, --max_seq_length 28"):
-        expose_attention(model, "--teacher_model", 29)
+def test_windows_that_are_not_known_are_refused():
+    gemma = build("gemma3_text", use_bidirectional_attention=True, head_dim=4, num_key_value_heads=2)
+    with pytest.raises(
+        InputError, match=r"--teacher_model: in some layers of Gemma3.* only its neighbours, .* use --use"
+    ):
+        expose_attention(gemma, "--teacher_model", 128)
 
 
 def save(model_type, folder, **changes):

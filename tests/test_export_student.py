@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -258,6 +259,18 @@ def test_what_is_remembered_of_a_training_fits_the_file(traced, world, tmp_path)
     main(["--model", str(student), "--validation_file", str(tmp_path / "dev.tsv"), "--max_drop", "100"])
     said = json.loads((student / "onnx/export.json").read_text())
     assert (said["max_seq_length"], said["text_columns"]) == (24, ["said"])
+
+
+def test_a_model_that_reads_any_length_is_tried_with_one_that_it_can(traced, world, data, tmp_path, monkeypatch):
+    """As XLNet, whose positions have no end."""
+    tried = []
+    monkeypatch.setattr(exporting, "longest_input", lambda model: sys.maxsize)
+    monkeypatch.setattr(exporting, "check_length", lambda *_: None)
+    monkeypatch.setattr(exporting, "largest_difference", lambda *args: tried.append(args[-1]) or 0.0)
+    for length in (32, 600):
+        more = "--max_seq_length", length, "--max_drop", 100, "--output_dir", tmp_path / f"{length}"
+        main(command(world / "student", data, *more))
+    assert tried == [512, 600]
 
 
 def test_an_architecture_that_cannot_be_traced(world, data, monkeypatch, exits_with_2):

@@ -399,7 +399,7 @@ def test_the_dev_loss_does_not_depend_on_other_rows_order_or_dropout(whole, corp
         (["--student_config", "{other_heads}"], "the student has 2 attention heads and the teacher 3"),
         (["--student_config", "{few_words}"], "has a vocab_size of 20, and the teacher's tokenizer needs 54"),
         (["--student_config", "{one_type}"], "has a type_vocab_size of 1, and the teacher's tokenizer needs 2"),
-        (["--teacher_model", "{one_type}"], "its tokenizer numbers the texts of a pair, and the model knows one text"),
+        (["--teacher_model", "{one_type}"], "the tokenizer numbers the texts of a pair, and the model knows one text"),
         (["--dev_share", 1], "--dev_share 1.0: must be from 0 to below 1"),
         (["--short_seq_prob", -0.1], "--short_seq_prob -0.1: must be from 0 to below 1"),
         (["--do_predict"], "--do_predict: there is no task here yet; leave it out"),

@@ -22,6 +22,7 @@ import suite_scripts
 import warm
 from conftest import ROOT
 from suite_scripts import is_alive, record, starts, states, wait_for, wait_until, write_plan
+from transformers import BertConfig, T5Config
 
 import experiments.engines
 import experiments.estimate
@@ -614,6 +615,24 @@ def test_a_finished_teacher_is_not_trained_anew(plan, tmp_path, exits_with_2):
     path.write_text(re.sub("model_name_or_path = .*", 'folder = "model/{task}"', path.read_text()))
     line = exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out")
     assert line.endswith(f"{path}: teacher_seeds: goes with [teacher]'s options, to train by, and with no folder")
+
+
+def test_models_of_another_kind(plan, tmp_path, exits_with_2):
+    (tmp_path / "ner").mkdir()
+    BertConfig(architectures=["BertForTokenClassification"]).save_pretrained(tmp_path / "ner")
+    T5Config().save_pretrained(tmp_path / "t5")
+
+    def said(path):
+        return exits_with_2(run_suite.main, path, "--output_dir", tmp_path / "out")
+
+    t5 = "a t5 has an encoder and a decoder"
+    path = plan(("student_layers = 2", f'student_model = "{tmp_path}/t5"'))
+    assert f"{path}: student_model {tmp_path}/t5: {t5}" in said(path)
+    step = f'[steps.general]\nscript = "general_distill"\nteacher_model = "{tmp_path}/t5"\ncorpus = "{path}"\n'
+    path = plan(("[methods.none]", f"{step}student_layers = 2\n[methods.none]"))
+    assert f"{path}: teacher_model {tmp_path}/t5: {t5}" in said(path)
+    path.write_text(re.sub("model_name_or_path = .*", f'folder = "{tmp_path}/ner"', plan().read_text()))
+    assert f"{path}: [teacher] folder {tmp_path}/ner: a token classifier, not a text classifier" in said(path)
 
 
 def test_bad_options(plan, tmp_path, exits_with_2):
