@@ -20,6 +20,7 @@ from experiments.compare_results import main
 ROOT = Path(__file__).resolve().parents[1]
 MADE_UP = Path("tests/data/comparison")
 RESULTS = Path("results")
+MORE_TEXT = Path("results/more-text")
 FILES = ("results.md", "results.tex", "results.csv", "summary.csv")
 
 
@@ -29,8 +30,9 @@ def tables_of_made_up_runs() -> dict[Path, str]:
 
 
 def tables_of_results() -> dict[Path, str]:
-    """The same of results/, compared as the Makefile does it."""
-    return _tables(RESULTS, "--figure", "divergence", "agreement", "score")
+    """The same of results/, compared as the Makefile does it, and of results/more-text."""
+    figures = "--figure", "divergence", "agreement", "score"
+    return _tables(RESULTS, *figures) | _tables(MORE_TEXT, *figures)
 
 
 def _tables(place: Path, *options: str) -> dict[Path, str]:
