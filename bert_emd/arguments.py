@@ -183,13 +183,12 @@ def student_layers(distillation: DistillationArguments) -> int:
         raise InputError("--student_model is missing: there is no teacher whose layers --student_layers could take")
     if not (distillation.student_model or distillation.student_layers):
         raise InputError("give --student_model, or --student_layers to start from the teacher's own layers")
-    from bert_emd.student import parse_student_layers
     from bert_finetune.checkpoints import load_classifier_config
 
     if distillation.student_model:
         return load_classifier_config(distillation.student_model, "--student_model").num_hidden_layers
     teacher = load_classifier_config(distillation.teachers[0], "--teacher_model", fine_tuned=True)
-    return len(parse_student_layers(distillation.student_layers, teacher.num_hidden_layers, distillation.start.layers))
+    return len(distillation.layers_of(teacher))
 
 
 def check_values(distillation: DistillationArguments, args: "RunArguments") -> None:

@@ -119,7 +119,6 @@ class GeneralArguments(LayerArguments):
     @property
     def student_layer_count(self) -> int:
         """How many layers the student will have."""
-        from bert_emd.student import parse_student_layers
         from bert_finetune.checkpoints import load_encoder_config
 
         if self.student_size:
@@ -127,7 +126,7 @@ class GeneralArguments(LayerArguments):
         if self.student_config:
             return self.named_config.num_hidden_layers
         teacher = load_encoder_config(self.teacher_model, "--teacher_model")
-        return len(parse_student_layers(self.student_layers, teacher.num_hidden_layers, self.start.layers))
+        return len(self.layers_of(teacher))
 
 
 def read_options(argv: list[str] | None, description: str) -> tuple[GeneralArguments, "RunArguments"]:

@@ -17,10 +17,10 @@ from bert_emd.distillation import Distillation
 from bert_emd.general_arguments import GeneralArguments
 from bert_emd.mappings import evenly_spaced_layers
 from bert_emd.narrow_student import make_student, start_from_teacher
-from bert_emd.objectives import LayerCosts, Objective, PublishedCosts
+from bert_emd.objectives import Objective
 from bert_emd.starts import STARTS
-from bert_emd.student import make_projections, parse_student_layers, save_projections
-from bert_emd.task_distillation import make_mapping, write_layers
+from bert_emd.student import make_projections, save_projections
+from bert_emd.task_distillation import make_costs, make_mapping, write_layers
 from bert_emd.trainer import TeacherTrainer
 from bert_finetune.architectures import attend_fully, check_inputs, check_length
 from bert_finetune.checkpoints import load_encoder, load_tokenizer
@@ -58,11 +58,8 @@ def distil(options: GeneralArguments, args: RunArguments) -> None:
     for model in (teacher, student):
         check_length(model, options.max_seq_length)
     mapping = make_mapping(options, student.config, teacher.config)
-    kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
     windows = attention_windows(student.config, teacher.config)
-    costs = LayerCosts(kernel, windows)
-    if options.objective == "published":
-        costs = PublishedCosts(kernel, windows, max_seq_length=options.max_seq_length)
+    costs = make_costs(options, args, windows, max_seq_length=options.max_seq_length)
     parts = {"embedding": options.use_embedding, "hidden": options.use_rep, "attention": options.use_att}
     looks_at = frozenset(part for part, used in parts.items() if used and mapping is not None)
     objective = Objective(None, costs, beta=1.0, theta=options.theta, looks_at=looks_at)
@@ -90,7 +87,7 @@ def distil(options: GeneralArguments, args: RunArguments) -> None:
             print(f"corpus: {text.told}")
         check_batch(args, text.train)
         if options.student_layers and options.start.embeddings and not options.copies_teacher:
-            layers = layers_of_teacher(options, teacher)
+            layers = options.layers_of(teacher.config)
             start_from_teacher(
                 *(student, projections, teacher.to(args.device), layers, options.start, text.train, tokenizer)
             )
@@ -166,18 +163,13 @@ def find_corpus(options: GeneralArguments, seed: int) -> Corpus:
     return Corpus(tuple(files), options.text_column, *packed, source)
 
 
-def layers_of_teacher(options: GeneralArguments, teacher: PreTrainedModel) -> list[int]:
-    """The teacher's layer for each of those of a student that is made from it."""
-    return parse_student_layers(options.student_layers, teacher.config.num_hidden_layers, options.start.layers)
-
-
 def load_student(
     options: GeneralArguments, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """A student with new weights, or one of the teacher's architecture for `start_from_teacher` to fill. Raises
     InputError for one that cannot be made, or cannot read what the teacher's `tokenizer` gives."""
     if options.student_layers:
-        student = make_student(teacher, layers_of_teacher(options, teacher), options.shape, options.start)
+        student = make_student(teacher, options.layers_of(teacher.config), options.shape, options.start)
     elif options.student_size:
         count, shape = options.student_size
         layers = evenly_spaced_layers(count, teacher.config.num_hidden_layers)

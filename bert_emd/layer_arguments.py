@@ -18,6 +18,8 @@ from bert_finetune.errors import InputError
 from bert_finetune.option_rules import NOT_IN_DISTILLATION, RULES
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from bert_finetune.run_arguments import RunArguments
 
 # Options of a student that is made by --student_layers.
@@ -104,6 +106,12 @@ class LayerArguments:
         "takes --weight_decay (the authors': 0.01), but no --optim, --adam_... or --max_grad_norm. adamw: what --optim "
         "says, the whole gradient clipped to --max_grad_norm.",
     )
+
+    def layers_of(self, teacher: "PreTrainedConfig") -> list[int]:
+        """The teacher's layer, from 1, for each of those of a student that `student_layers` makes."""
+        from bert_emd.student import parse_student_layers
+
+        return parse_student_layers(self.student_layers, teacher.num_hidden_layers, self.start.layers)
 
     @property
     def shape(self) -> Shape:

@@ -21,7 +21,6 @@ from bert_emd.narrow_student import make_student, start_from_teacher
 from bert_emd.objectives import LayerCosts, Objective, PublishedCosts
 from bert_emd.student import (
     make_projections,
-    parse_student_layers,
     stored_projections,
     use_relu_head,
 )
@@ -85,7 +84,6 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     if mapping is not None and distillation.use_att:
         expose_attention(teacher, "--teacher_model", task_args.max_seq_length)
         expose_attention(student, "--student_model", task_args.max_seq_length)
-    kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
     # A dev set without labels is for a run whose best checkpoint is the one that is most like the teacher.
     unlabelled = ["train", "dev"] if args.metric_for_best_model in AGREEMENT else ["train"]
     datasets = load_datasets(task, task_args.file, tokenizer, task_args.max_seq_length, args.splits, unlabelled)
@@ -94,10 +92,9 @@ def distil(distillation: DistillationArguments, task_args: TaskArguments, args: 
     check_batch(args, datasets.train)
     task = task.weighted(args.class_weights, datasets.train["labels"])
     windows = attention_windows(student.config, teacher.config) if mapping is not None else None
-    costs, unit = LayerCosts(kernel, windows), unit_of_loss(task.kind, datasets.train)
-    if distillation.objective == "published":
-        lengths = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
-        costs, unit = PublishedCosts(kernel, windows, **lengths), 1.0
+    published = {"max_seq_length": task_args.max_seq_length, "count_padding": distillation.count_padding}
+    costs = make_costs(distillation, args, windows, **published)
+    unit = 1.0 if distillation.objective == "published" else unit_of_loss(task.kind, datasets.train)
     objective = make_objective(distillation, costs, task.kind, unit, with_layers=mapping is not None)
     check_taught(datasets.train, task.kind, objective)
     projections = load_projections(distillation, student, teacher)
@@ -293,17 +290,10 @@ def load_student(distillation: DistillationArguments, teacher: PreTrainedModel |
     """A model of its own, or one of the teacher's architecture, for `start_student` to fill."""
     if distillation.student_model:
         return load_classifier(distillation.student_model, task, "--student_model")
-    layers = teacher_layers(distillation, teacher)
+    layers = distillation.layers_of(teacher.config)
     if distillation.start.layers and is_main_process():
         print(f"student from the teacher's layers {', '.join(map(str, layers))}")
     return make_student(teacher, layers, distillation.shape, distillation.start)
-
-
-def teacher_layers(distillation: DistillationArguments, teacher: PreTrainedModel) -> list[int]:
-    """The teacher's layer for each of the student's."""
-    return parse_student_layers(
-        distillation.student_layers, teacher.config.num_hidden_layers, distillation.start.layers
-    )
 
 
 def start_student(
@@ -316,7 +306,7 @@ def start_student(
 ) -> None:
     """Fill in what a student of the teacher's architecture takes from it, and has not yet."""
     if distillation.start.embeddings and not distillation.copies_teacher:
-        layers = teacher_layers(distillation, teacher)
+        layers = distillation.layers_of(teacher.config)
         start_from_teacher(student, projections, teacher, layers, distillation.start, train, tokenizer)
 
 
@@ -331,6 +321,17 @@ def make_mapping(options: LayerArguments, student: PreTrainedConfig, teacher: Pr
             "use --use_att False or another student"
         )
     return mapping
+
+
+def make_costs(
+    options: LayerArguments, args: RunArguments, windows: tuple[list[float], list[float]] | None, **published
+) -> LayerCosts:
+    """The costs between layers that the options name; `windows`: of `LayerCosts`, published: more of
+    `PublishedCosts`."""
+    kernel = "compiled" if args.torch_compile and args.device.type == "cpu" else None
+    if options.objective == "published":
+        return PublishedCosts(kernel, windows, **published)
+    return LayerCosts(kernel, windows)
 
 
 def make_objective(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bert_emd.arguments import DistillationArguments
 from bert_emd.augment_data import parser as augment_parser
 from bert_emd.general_arguments import GeneralArguments
+from bert_emd.layer_arguments import OF_MADE_STUDENTS
 from bert_finetune.arguments import ModelArguments, TaskArguments
 from bert_finetune.command_line import Parser
 from bert_finetune.errors import InputError
@@ -40,7 +41,7 @@ _FILES = """
 # Of the options that say where a task's files are, those that a step about its training rows takes.
 _OF_TRAINING_FILES = "task_name data_dir train_file text_column label_column label_columns delimiter".split()
 # Two ways to name a student, of which the later wins: the options of one that is made, and that of one that is there.
-_MADE, _THERE = "student_layers student_width student_ffn student_heads student_start".split(), ["student_model"]
+_MADE, _THERE = ("student_layers", *OF_MADE_STUDENTS), ("student_model",)
 # A word for a folder, and not the teacher's, nor that of the steps.
 _FOLDER_NAME = re.compile(rf"(?!(teacher|{STEPS})$)[A-Za-z0-9][A-Za-z0-9._-]*", re.IGNORECASE)
 # In an option's text: what a step has made, or another method's run of the same task, size and seed.
